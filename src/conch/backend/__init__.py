@@ -1,0 +1,1 @@
+"""HOW A MODEL RUNS: one adapter per framework, all behind `backend.api`."""

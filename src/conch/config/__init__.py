@@ -1,0 +1,1 @@
+"""WHAT THE OPERATOR WANTS: the command line and model configurations."""

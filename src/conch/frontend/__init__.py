@@ -1,0 +1,1 @@
+"""Other faces of the server: the metrics page."""

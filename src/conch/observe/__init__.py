@@ -1,0 +1,1 @@
+"""WHAT WE CAN SEE: statistics, metrics and the log."""

@@ -1,0 +1,1 @@
+"""BYTES <-> TYPES, no sockets."""

@@ -1,0 +1,1 @@
+"""WHERE MODELS COME FROM: model repositories on local disks."""

@@ -1,0 +1,48 @@
+"""The door of the scheduling room."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from conch.types.error import InferError
+from conch.types.request import InferRequest
+
+
+@dataclass(slots=True)
+class Turn:
+    """A batcher's decision.
+
+    `run` is the batch to execute now (empty: none). `refuse` are requests that leave the queue with an error.
+    `ask_at` is the time, in monotonic nanoseconds, at which to ask again even if nothing arrives (0: no need).
+    """
+
+    run: list[InferRequest]
+    refuse: list[tuple[InferRequest, InferError]]
+    ask_at: int = 0
+
+
+class Batcher(Protocol):
+    """Decides, does nothing. Nothing offered is lost: every request comes out once, in `run` or in `refuse`."""
+
+    def offer(self, request: InferRequest, now: int) -> None:
+        """Queue a request. Raises InferError when the queue is full; the request is then not taken."""
+
+    def take(self, now: int) -> Turn: ...
+
+    def __len__(self) -> int:
+        """How many requests wait."""
+
+
+class Scheduler(Protocol):
+    def submit(self, request: InferRequest, /) -> None:
+        """Take a request over. Any thread. Raises InferError (queue full, stopped): the request is still yours."""
+
+    def pending(self) -> int:
+        """Requests that wait and have not begun to execute."""
+
+    def inflight(self) -> int:
+        """Requests submitted and not yet settled."""
+
+    def stop(self) -> None:
+        """Refuse new requests from now on; those taken over are still answered."""

@@ -1,0 +1,1 @@
+"""THE FRONT DESK: the two planes that every transport calls."""

@@ -1,0 +1,56 @@
+"""The doors of the service room: the data plane (requests) and the control plane (models come and go)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import Protocol
+
+from conch.pb import grpc_service_pb2 as pb
+from conch.pb.model_config_pb2 import ModelConfig
+from conch.types.model import IndexEntry
+from conch.types.request import InferRequest, RequestForm, RequestHead
+
+
+class DataPlane(Protocol):
+    """Requests and questions about models. Any thread; nothing blocks. Errors are `InferError`."""
+
+    #: Grows whenever a model version comes or goes; forms made under an older number must be prepared again.
+    generation: int
+
+    def prepare(self, head: RequestHead) -> RequestForm:
+        """Make every check that needs no tensor bytes. Raises InferError."""
+
+    def infer(self, request: InferRequest) -> None:
+        """Check the tensor bytes and hand the request to its model's scheduler.
+
+        Raises InferError only before it takes the request over; afterwards every outcome goes to `request.sink`.
+        """
+
+    def live(self) -> bool: ...
+
+    def ready(self) -> bool:
+        """Raises InferError (UNAVAILABLE `Server exiting`) while the server stops."""
+
+    def model_ready(self, name: str, version: str) -> bool: ...
+
+    def server_metadata(self) -> pb.ServerMetadataResponse: ...
+
+    def metadata(self, name: str, version: str) -> pb.ModelMetadataResponse: ...
+
+    def config(self, name: str, version: str) -> ModelConfig: ...
+
+    def statistics(self, name: str, version: str) -> pb.ModelStatisticsResponse:
+        """Of one model, or of all when `name` is empty."""
+
+
+class ControlPlane(Protocol):
+    """Loads and unloads. Calls return at once; the future ends when the work has, with None or an InferError."""
+
+    def index(self, ready_only: bool) -> list[IndexEntry]: ...
+
+    def load(self, name: str, parameters: Mapping[str, str | bytes]) -> Future[None]:
+        """`parameters`: `config` (JSON text) and `file:<path>` (raw bytes). All or nothing: the old version serves
+        until the new one is ready."""
+
+    def unload(self, name: str, unload_dependents: bool) -> Future[None]: ...

@@ -1,0 +1,1 @@
+"""VALUES: data types, tensors, requests, responses and errors. Imports nothing else of ours."""

@@ -1,0 +1,138 @@
+"""An inference request: its head (what the client said), its form (that, checked once) and itself (id and bytes).
+
+Clients send the same head again and again with other bytes. So the checks that depend on the head alone are made once
+per distinct head; their result, a `RequestForm`, is shared by all requests that have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from conch.types.error import InferError
+from conch.types.tensor import Buffer
+
+if TYPE_CHECKING:
+    from conch.types.response import InferResponse
+
+#: A request or response parameter's value.
+Parameter = bool | int | float | str
+
+
+@dataclass(slots=True)
+class InputHead:
+    """One input as the client described it; `shape` is complete, with the batch dimension."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class RequestHead:
+    """All that a request says besides its tensors' bytes. Nothing in it has been checked against a model.
+
+    `model_version` is empty for "the highest ready version". `outputs` empty means all outputs. `parameters` holds
+    the request's parameters except those a transport keeps for itself (`binary_data_output`).
+    """
+
+    model_name: str
+    model_version: str = ""
+    id: str = ""
+    inputs: Sequence[InputHead] = ()
+    outputs: Sequence[str] = ()
+    parameters: dict[str, Parameter] = field(default_factory=dict)
+
+
+class Submit(Protocol):
+    """The door of a model's scheduler. After it returns the request is the scheduler's; if it raises, it is yours."""
+
+    def __call__(self, request: InferRequest, /) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class RequestForm:
+    """A head that has passed every check that needs no tensor bytes.
+
+    Inputs stand in the order of the model's config (`inputs[i]` is the index of that input in the model's
+    `ModelSpec.inputs`); optional inputs that the request leaves out are absent.
+    """
+
+    head: RequestHead
+    #: Opaque to everyone but the registry that made it.
+    model: Any
+    submit: Submit
+    #: The version that answers.
+    version: int
+    #: `DataPlane.generation` when the form was made: an older form must be prepared again.
+    generation: int
+    #: Positions in ModelSpec.inputs, ascending, of the inputs present.
+    inputs: tuple[int, ...]
+    #: For each input present, its place in the client's list, so that codecs can put bytes in order.
+    order: tuple[int, ...]
+    #: For each input present, its full shape (client's view).
+    shapes: tuple[tuple[int, ...], ...]
+    #: For each input present, the full shape that the backend sees (differs where the config says `reshape`).
+    backend_shapes: tuple[tuple[int, ...], ...]
+    #: For each input present, its exact byte size; -1 for BYTES.
+    sizes: tuple[int, ...]
+    #: For each input present, its number of elements.
+    counts: tuple[int, ...]
+    #: Rows that the request adds to a batch; 1 for models that do not batch.
+    rows: int
+    #: Requests may share a batch only if this is equal (None: the model's shapes are fixed, all may).
+    batch_key: object
+    #: Names of the outputs asked for, in the client's order; None for all.
+    outputs: tuple[str, ...] | None
+    #: Parameters for the model: the client's, less those that steer the server (priority, timeout, sequence_*).
+    parameters: dict[str, Parameter] | None = None
+    priority: int = 0
+    timeout_us: int = 0
+    #: True when some input is BYTES, whose content must be checked per request.
+    has_bytes: bool = False
+    #: What codecs and workers remember about this form (encoded response heads and the like); lost with the form.
+    memo: dict[Any, Any] = field(default_factory=dict)
+
+
+class ResponseSink(Protocol):
+    """Where answers go. Any thread may call, it never blocks and never raises.
+
+    Each request gets zero or more `reply` calls and exactly one final one (`final=True`, or `fail`). Calls after the
+    final one are a bug of the caller; a sink whose client has left swallows everything.
+    """
+
+    def reply(self, request: InferRequest, response: InferResponse, final: bool) -> None: ...
+
+    def fail(self, request: InferRequest, error: InferError) -> None: ...
+
+
+class InferRequest:
+    """One request on its way: its form, its own id and bytes, and the sink that waits for it.
+
+    `data[i]` are the wire bytes of `form.inputs[i]`. Times are `time.monotonic_ns()`. `cancelled` is set by the
+    transport when nobody waits any more (any thread may set it, it is never reset).
+    """
+
+    __slots__ = ("cancelled", "data", "deadline_ns", "form", "id", "queued_ns", "received_ns", "sink")
+
+    def __init__(
+        self, form: RequestForm, id: str, data: tuple[Buffer, ...], sink: ResponseSink, received_ns: int
+    ) -> None:
+        self.form = form
+        self.id = id
+        self.data = data
+        self.sink = sink
+        self.received_ns = received_ns
+        self.queued_ns = 0
+        #: When the request's time in the queue ends; 0 for never. Set by the scheduler from its queue policy.
+        self.deadline_ns = 0
+        self.cancelled = False
+
+    def __repr__(self) -> str:
+        return f"InferRequest({self.form.head.model_name!r}, id={self.id!r}, rows={self.form.rows})"
+
+
+def id_prefix(id: str) -> str:
+    """How Triton's core names a request in an error text."""
+    return f"[request id: {id or '<id_unknown>'}] "

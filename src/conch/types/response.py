@@ -1,0 +1,21 @@
+"""An answer to a request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from conch.types.request import Parameter
+from conch.types.tensor import Tensor
+
+
+class InferResponse:
+    """`outputs` are the tensors asked for, in the order in which the model gave them; shapes are the client's."""
+
+    __slots__ = ("outputs", "parameters")
+
+    def __init__(self, outputs: Sequence[Tensor], parameters: dict[str, Parameter] | None = None) -> None:
+        self.outputs = outputs
+        self.parameters = parameters
+
+    def __repr__(self) -> str:
+        return f"InferResponse({list(self.outputs)!r})"
