@@ -46,3 +46,6 @@ class Scheduler(Protocol):
 
     def stop(self) -> None:
         """Refuse new requests from now on; those taken over are still answered."""
+
+    def close(self) -> None:
+        """End what drives the instances. After `inflight()` is 0; blocks, never on the loop thread."""

@@ -89,6 +89,9 @@ class RequestForm:
     parameters: dict[str, Parameter] | None = None
     priority: int = 0
     timeout_us: int = 0
+    #: The sequence that the request belongs to (0 or "": none) and its flags (1: start, 2: end).
+    correlation_id: int | str = 0
+    flags: int = 0
     #: True when some input is BYTES, whose content must be checked per request.
     has_bytes: bool = False
     #: What codecs and workers remember about this form (encoded response heads and the like); lost with the form.

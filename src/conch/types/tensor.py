@@ -89,3 +89,16 @@ def join_bytes(elements: Any) -> bytes:
         parts.append(pack(len(raw)))
         parts.append(raw)
     return b"".join(parts)
+
+
+def string_offsets(data: Buffer, step: int) -> list[int]:
+    """Where every `step`-th element of a BYTES tensor begins, and the end of the last; the elements were made by us."""
+    raw = bytes(data)
+    offsets = [0]
+    position = count = 0
+    while position < len(raw):
+        position += 4 + _LENGTH.unpack_from(raw, position)[0]
+        count += 1
+        if count % step == 0:
+            offsets.append(position)
+    return offsets

@@ -1,0 +1,124 @@
+"""One execution of a batch for backends that compute a whole batch at once: gather the inputs, share out the outputs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from conch.observe.stats import ModelStats, Reason
+from conch.types.dtype import BYTES
+from conch.types.error import Code, InferError, internal
+from conch.types.model import ModelSpec, TensorSpec, carry_shape
+from conch.types.request import InferRequest
+from conch.types.response import InferResponse
+from conch.types.tensor import Buffer, Tensor, string_offsets
+
+Shape = tuple[int, ...]
+
+
+class Batch:
+    """The requests that one run of the model answers; they agree in the inputs present and in all but the batch size.
+
+    Requests nobody waits for any more are answered with CANCELLED at once and left out. Call `gather` for the inputs,
+    `input_end`, run the model, `output_start`, then `settle` or `fail`, exactly once.
+    """
+
+    __slots__ = ("_input_end_ns", "_output_start_ns", "_start_ns", "_stats", "requests", "rows", "spec")
+
+    def __init__(self, spec: ModelSpec, requests: Sequence[InferRequest], stats: ModelStats) -> None:
+        self._start_ns = self._input_end_ns = self._output_start_ns = time.monotonic_ns()
+        self.spec = spec
+        self._stats = stats
+        self.requests = drop_cancelled(requests, stats)
+        self.rows = sum([request.form.rows for request in self.requests])
+
+    def present(self) -> tuple[int, ...]:
+        """Positions in `spec.inputs` of the inputs that the requests carry."""
+        return self.requests[0].form.inputs
+
+    def gather(self, position: int) -> tuple[Shape, Buffer]:
+        """The full batch shape that the backend sees, and the wire bytes, of the input at `position` in the config."""
+        first = self.requests[0].form
+        index = first.inputs.index(position)
+        if len(self.requests) == 1:
+            return first.backend_shapes[index], self.requests[0].data[index]
+        shape = (self.rows, *first.backend_shapes[index][1:])
+        return shape, b"".join([request.data[index] for request in self.requests])
+
+    def input_end(self) -> None:
+        self._input_end_ns = time.monotonic_ns()
+
+    def output_start(self) -> None:
+        self._output_start_ns = time.monotonic_ns()
+
+    def settle(self, outputs: Sequence[tuple[TensorSpec, Shape, Buffer]]) -> None:
+        """Answer every request with its rows of `outputs`: spec, the backend's full shape, wire bytes."""
+        try:
+            columns = [self._share(spec, shape, data) for spec, shape, data in outputs]
+        except InferError as error:
+            self.fail(error)
+            return
+        for index, request in enumerate(self.requests):
+            tensors = [column[index] for column in columns]
+            wanted = request.form.outputs
+            if wanted is not None:
+                tensors = [tensor for tensor in tensors if tensor.name in wanted]
+            request.sink.reply(request, InferResponse(tensors), True)
+        self._count(self.requests, ())
+
+    def fail(self, error: InferError) -> None:
+        """The execution went wrong: the same error for every request."""
+        for request in self.requests:
+            request.sink.fail(request, error)
+        self._count((), self.requests)
+
+    def _share(self, spec: TensorSpec, shape: Shape, data: Buffer) -> list[Tensor]:
+        """One output, cut into each request's rows."""
+        batching = self.spec.max_batch_size > 0
+        if batching and (not shape or shape[0] != self.rows):
+            raise internal(
+                f"output '{spec.name}' of model '{self.spec.name}' has shape {list(shape)}, "
+                f"expected {self.rows} rows in its first dimension for a batch of {self.rows}",
+                "make the model keep the batch dimension, or set max_batch_size: 0",
+            )
+        if spec.reshape is not None:
+            lead, rest = (shape[:1], shape[1:]) if batching else ((), shape)
+            shape = lead + carry_shape(rest, spec.reshape, spec.dims)
+        if len(self.requests) == 1:
+            return [Tensor(spec.name, spec.datatype, shape, data)]
+        row = shape[1:]
+        if spec.datatype is BYTES:
+            per_row = 1
+            for size in row:
+                per_row *= size
+            offsets = string_offsets(data, per_row)
+        else:
+            stride = len(data) // self.rows
+            offsets = [stride * number for number in range(self.rows + 1)]
+        view = memoryview(data)
+        tensors = []
+        begin = 0
+        for request in self.requests:
+            rows = request.form.rows
+            end = begin + rows
+            tensors.append(Tensor(spec.name, spec.datatype, (rows, *row), view[offsets[begin] : offsets[end]]))
+            begin = end
+        return tensors
+
+    def _count(self, answered: Sequence[InferRequest], failed: Sequence[InferRequest]) -> None:
+        now = time.monotonic_ns()
+        if self._output_start_ns < self._input_end_ns:
+            self._output_start_ns = now
+        self._stats.executed(answered, self._start_ns, self._input_end_ns, self._output_start_ns, now, failed)
+
+
+def drop_cancelled(requests: Sequence[InferRequest], stats: ModelStats) -> Sequence[InferRequest]:
+    """The requests somebody still waits for; the others are answered with CANCELLED (and an empty text, as Triton)."""
+    gone = [request for request in requests if request.cancelled]
+    if not gone:
+        return requests
+    error = InferError(Code.CANCELLED, "")
+    for request in gone:
+        request.sink.fail(request, error)
+    stats.failed(gone, Reason.CANCELED, time.monotonic_ns())
+    return [request for request in requests if request not in gone]

@@ -1,0 +1,82 @@
+"""What drives an instance: a thread of its own, or the event loop."""
+
+from __future__ import annotations
+
+import _thread
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from conch.backend.api import LoopInstance, ThreadInstance
+from conch.schedule.queue import Runner
+from conch.types.request import InferRequest
+
+Take = Callable[[Runner], list[InferRequest]]
+
+
+class LoopRunner:
+    """Drives an instance whose work happens elsewhere. Everything here is on the loop thread."""
+
+    def __init__(self, instance: LoopInstance, take: Take) -> None:
+        self.running = 0
+        self._instance = instance
+        self._take = take
+        self._busy = False
+        self._looping = False
+
+    def wake(self) -> None:
+        """Start batches until the instance is busy or nothing waits; an instance may be done within `start`."""
+        if self._looping:
+            return
+        self._looping = True
+        try:
+            while not self._busy:
+                batch = self._take(self)
+                if not batch:
+                    return
+                self._busy = True
+                self._instance.start(batch, self._idle)
+        finally:
+            self._looping = False
+
+    def close(self) -> None:
+        """Nothing to end: no work is left when this is called."""
+
+    def _idle(self) -> None:
+        self._busy = False
+        self.running = 0
+        if not self._looping:
+            self.wake()
+
+
+class ThreadRunner:
+    """Gives an instance a thread, which sleeps while the runner is idle."""
+
+    def __init__(self, instance: ThreadInstance, take: Take, name: str) -> None:
+        self.running = 0
+        self._instance = instance
+        self._take = take
+        self._closing = False
+        #: Held while there is nothing to do; `wake` lets it go, once per idling.
+        self._asleep = _thread.allocate_lock()
+        self._asleep.acquire()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        self._asleep.release()
+
+    def close(self) -> None:
+        self._closing = True
+        if self._asleep.locked():
+            self._asleep.release()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            self._asleep.acquire()
+            while batch := self._take(self):
+                self._instance.run(batch)
+                self.running = 0
+            if self._closing:
+                return
