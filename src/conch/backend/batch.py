@@ -1,4 +1,4 @@
-"""One execution of a batch for backends that compute a whole batch at once: gather the inputs, share out the outputs."""
+"""One run of a batch for backends that compute it as a whole: gather the inputs, share out the outputs."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class QueueBatcher:
         self._greedy = delay_ns == 0 and self._preferred == {self._max_rows}
         self._waiting: deque[InferRequest] = deque()
         #: No waiting request has an earlier deadline (0: none has one).
-        self._next_deadline = 0
+        self.next_deadline = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -66,8 +66,8 @@ class QueueBatcher:
             if policy.allow_override and 0 < asked < allowed:
                 allowed = asked
             request.deadline_ns = now + allowed
-            if self._next_deadline == 0 or request.deadline_ns < self._next_deadline:
-                self._next_deadline = request.deadline_ns
+            if self.next_deadline == 0 or request.deadline_ns < self.next_deadline:
+                self.next_deadline = request.deadline_ns
         self._waiting.append(request)
 
     def take(self, now: int) -> Turn:
@@ -88,14 +88,14 @@ class QueueBatcher:
         waiting = self._waiting
         while waiting and waiting[0].cancelled:
             turn.refuse.append((waiting.popleft(), InferError(Code.CANCELLED, "")))
-        if self._next_deadline and now >= self._next_deadline:
+        if self.next_deadline and now >= self.next_deadline:
             self._sweep(now, turn)
-        turn.ask_at = self._next_deadline
+        turn.ask_at = self.next_deadline
         return turn
 
     def _sweep(self, now: int, turn: Turn) -> None:
         kept: deque[InferRequest] = deque()
-        self._next_deadline = 0
+        self.next_deadline = 0
         for request in self._waiting:
             if request.cancelled:
                 turn.refuse.append((request, InferError(Code.CANCELLED, "")))
@@ -103,8 +103,8 @@ class QueueBatcher:
                 turn.refuse.append((request, unavailable("Request timeout expired")))
             else:
                 kept.append(request)
-                if request.deadline_ns and (self._next_deadline == 0 or request.deadline_ns < self._next_deadline):
-                    self._next_deadline = request.deadline_ns
+                if request.deadline_ns and (self.next_deadline == 0 or request.deadline_ns < self.next_deadline):
+                    self.next_deadline = request.deadline_ns
         self._waiting = kept
 
     def _take_greedy(self) -> list[InferRequest]:

@@ -132,12 +132,18 @@ class QueueScheduler:
             runner.close()
 
     def _kick(self) -> None:
-        """On the loop: wake as many idle runners as may find work."""
+        """On the loop: wake as many idle runners as may find work; wait for the deadlines of the others' requests."""
         with self._lock:
             self._kicked = False
             waiting = len(self._batcher)
             woken = self._idle[-waiting:] if waiting else []
             del self._idle[len(self._idle) - len(woken) :]
+            deadline = self._batcher.next_deadline
+            alarm = deadline != 0 and (self._alarm_ns == 0 or deadline < self._alarm_ns)
+            if alarm:
+                self._alarm_ns = deadline
+        if alarm:
+            self._set_alarm()
         for runner in reversed(woken):
             runner.wake()
 

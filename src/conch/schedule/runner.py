@@ -5,7 +5,6 @@ from __future__ import annotations
 import _thread
 import threading
 from collections.abc import Callable
-from typing import Protocol
 
 from conch.backend.api import LoopInstance, ThreadInstance
 from conch.schedule.queue import Runner

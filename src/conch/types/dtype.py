@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -20,7 +20,7 @@ class DataType:
     name: str
     number: int
     size: int
-    numpy: np.dtype  # type: ignore[type-arg]
+    numpy: np.dtype[Any]
 
     @property
     def config_name(self) -> str:

@@ -54,7 +54,7 @@ def from_numpy(datatype: DataType, array: np.ndarray[Any, Any]) -> Buffer:
         return join_bytes(array.ravel(order="C"))
     if array.dtype != datatype.numpy or not array.flags.c_contiguous:
         array = np.ascontiguousarray(array, dtype=datatype.numpy)
-    return memoryview(array.reshape(-1)).cast("B") if array.size else b""
+    return array.reshape(-1).data.cast("B") if array.size else b""
 
 
 def split_bytes(data: Buffer) -> list[bytes]:
