@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.requests import Recorder, make_form, make_request
 
 from conch.backend.batch import Batch
 from conch.observe.stats import ModelStats, Reason
-from conch.types.dtype import BYTES, FP32
+from conch.types.dtype import BYTES, FP32, DataType
 from conch.types.error import Code, internal
 from conch.types.model import ModelSpec, TensorSpec
 from conch.types.tensor import join_bytes
+from support.requests import Recorder, make_form, make_request
 
 X = TensorSpec("x", FP32, (2,))
 SPEC = ModelSpec("m", 1, 8, (X,), (TensorSpec("y", FP32, (2,)),))
@@ -61,6 +62,25 @@ def test_wrong_number_of_rows_fails_the_batch() -> None:
     assert {error.code for _, error in sink.errors} == {Code.INTERNAL}
     assert "expected 3 rows" in sink.errors[0][1].message
     assert stats.failures[Reason.BACKEND] == 2
+
+
+@pytest.mark.parametrize(("rows", "shape"), [((0, 0), (0, 2)), ((1, 2), (3, 0))])
+@pytest.mark.parametrize("datatype", [BYTES, FP32], ids=str)
+def test_empty_tensors_are_shared_out(rows: tuple[int, ...], shape: tuple[int, ...], datatype: DataType) -> None:
+    """No rows, or rows without elements: everybody gets an empty tensor of the right shape."""
+    spec = ModelSpec("m", 1, 8, (X,), (TensorSpec("y", datatype, (-1,)),))
+    batch, sink, _ = make_batch(*rows, spec=spec)
+    batch.settle([(spec.outputs[0], shape, b"")])
+    tensors = [response.outputs[0] for _, response, _ in sink.replies]
+    assert [(t.shape, bytes(t.data)) for t in tensors] == [((count, *shape[1:]), b"") for count in rows]
+
+
+def test_output_whose_rank_does_not_suit_its_reshape_fails_the_batch() -> None:
+    """A wrong number of dimensions is an error that says so."""
+    spec = ModelSpec("m", 1, 8, (X,), ())
+    batch, sink, _ = make_batch(1, spec=spec)
+    batch.settle([(TensorSpec("y", FP32, (2, -1), reshape=(-1, 2)), (1, 5), bytes(20))])
+    assert "expected 2 dimensions" in sink.errors[0][1].message
 
 
 def test_only_requested_outputs_are_sent() -> None:

@@ -83,18 +83,16 @@ class Batch:
             )
         if spec.reshape is not None:
             lead, rest = (shape[:1], shape[1:]) if batching else ((), shape)
+            if len(rest) != len(spec.reshape):
+                raise internal(
+                    f"output '{spec.name}' of model '{self.spec.name}' has shape {list(shape)}, expected "
+                    f"{len(spec.reshape)} dimensions as in its reshape {list(spec.reshape)}"
+                )
             shape = lead + carry_shape(rest, spec.reshape, spec.dims)
         if len(self.requests) == 1:
             return [Tensor(spec.name, spec.datatype, shape, data)]
         row = shape[1:]
-        if spec.datatype is BYTES:
-            per_row = 1
-            for size in row:
-                per_row *= size
-            offsets = string_offsets(data, per_row)
-        else:
-            stride = len(data) // self.rows
-            offsets = [stride * number for number in range(self.rows + 1)]
+        offsets = self._offsets(spec, row, data)
         view = memoryview(data)
         tensors = []
         begin = 0
@@ -104,6 +102,18 @@ class Batch:
             tensors.append(Tensor(spec.name, spec.datatype, (rows, *row), view[offsets[begin] : offsets[end]]))
             begin = end
         return tensors
+
+    def _offsets(self, spec: TensorSpec, row: Shape, data: Buffer) -> list[int]:
+        """Where each row of the batch begins in `data`, and where the last ends."""
+        per_row = 1
+        for size in row:
+            per_row *= size
+        if self.rows == 0 or per_row == 0:
+            return [0] * (self.rows + 1)
+        if spec.datatype is BYTES:
+            return string_offsets(data, per_row)
+        stride = len(data) // self.rows
+        return [stride * number for number in range(self.rows + 1)]
 
     def _count(self, answered: Sequence[InferRequest], failed: Sequence[InferRequest]) -> None:
         now = time.monotonic_ns()

@@ -1,0 +1,79 @@
+"""Fills into a config what an ONNX file knows: inputs, outputs, batch size and scheduler. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from conch.backend.onnx.signature import Signature, Slot
+from conch.pb.model_config_pb2 import ModelConfig
+from conch.types.error import invalid
+
+#: Triton's default for models that can batch and whose config does not say how far.
+DEFAULT_MAX_BATCH_SIZE: Final = 4
+
+
+def needs_file(config: ModelConfig) -> bool:
+    """Whether the config leaves anything open. With inputs and outputs given, all of it stands as written (Triton)."""
+    return not ((config.input or config.batch_input) and config.output)
+
+
+def complete_config(config: ModelConfig, signature: Signature, settings: Mapping[str, str]) -> None:
+    """Complete `config` by Triton's rules; what the operator wrote wins.
+
+    A model can batch if every input and output begins with a dimension of any size. It then gets
+    `default-max-batch-size` (unless the config has one) and, above 1, a dynamic batcher (unless it has a scheduler).
+    Raises InferError for a config that batches a model that cannot.
+    """
+    default = default_max_batch_size(settings)
+    if signature.batchable:
+        if config.max_batch_size == 0:
+            config.max_batch_size = default
+        if config.max_batch_size > 1 and config.WhichOneof("scheduling_choice") is None:
+            config.dynamic_batching.SetInParent()
+    elif config.max_batch_size != 0:
+        raise invalid(
+            f"autofill failed for model '{config.name}': model does not support batching "
+            "while non-zero max_batch_size is specified",
+            _first_fixed(signature),
+        )
+    batching = config.max_batch_size > 0
+    if not config.input and not config.batch_input:
+        for slot in signature.inputs:
+            _describe(config.input.add(), slot, batching)
+    if not config.output:
+        for slot in signature.outputs:
+            _describe(config.output.add(), slot, batching)
+
+
+def default_max_batch_size(settings: Mapping[str, str]) -> int:
+    """`--backend-config=onnxruntime,default-max-batch-size=<n>`. Raises InferError unless it is a number >= 0."""
+    text = settings.get("default-max-batch-size", str(DEFAULT_MAX_BATCH_SIZE))
+    if not text.isdecimal():
+        raise invalid(
+            f"backend setting 'default-max-batch-size' is '{text}', expected a whole number >= 0",
+            "--backend-config=onnxruntime,default-max-batch-size=4",
+        )
+    return int(text)
+
+
+def _describe(entry: Any, slot: Slot, batching: bool) -> None:
+    """Write `slot` into a new ModelInput or ModelOutput."""
+    entry.name = slot.name
+    entry.data_type = slot.datatype.number
+    dims = slot.shape[1:] if batching else slot.shape
+    if dims:
+        entry.dims.extend(dims)
+        return
+    # A config cannot say "scalar": clients send one element; of a batch the model sees only the batch dimension.
+    entry.dims.append(1)
+    if batching:
+        entry.reshape.SetInParent()
+
+
+def _first_fixed(signature: Signature) -> str:
+    fixed = next(slot for slot in (*signature.inputs, *signature.outputs) if not slot.batches)
+    return (
+        f"'{fixed.name}' has shape {list(fixed.shape)}: export the model with a first dimension of any size (-1), "
+        "or set max_batch_size: 0"
+    )
