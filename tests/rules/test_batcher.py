@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
-from support.requests import make_form, make_request
 
 from conch.schedule.batcher import QueueBatcher, QueuePolicy
 from conch.types.error import Code, InferError
 from conch.types.request import InferRequest
+from support.requests import make_form, make_request
 
 MS = 1_000_000
 

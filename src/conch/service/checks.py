@@ -189,8 +189,7 @@ def _batch_size(spec: ModelSpec, head: RequestHead) -> int:
             rows = given.shape[0]
         elif rows != given.shape[0]:
             raise invalid(
-                id_prefix(head.id)
-                + f"input '{given.name}' batch size does not match other inputs for '{spec.name}'"
+                id_prefix(head.id) + f"input '{given.name}' batch size does not match other inputs for '{spec.name}'"
             )
     return 1 if rows is None else rows
 
@@ -229,7 +228,9 @@ def _inputs(spec: ModelSpec, head: RequestHead, places: dict[str, int], rows: in
     for number, shape in zip(positions, shapes, strict=True):
         tensor = spec.inputs[number]
         lead, rest = (shape[:1], shape[1:]) if batching else ((), shape)
-        backend_shapes.append(shape if tensor.reshape is None else lead + carry_shape(rest, tensor.dims, tensor.reshape))
+        backend_shapes.append(
+            shape if tensor.reshape is None else lead + carry_shape(rest, tensor.dims, tensor.reshape)
+        )
         count = 1
         for size in shape:
             count *= size
@@ -240,9 +241,7 @@ def _inputs(spec: ModelSpec, head: RequestHead, places: dict[str, int], rows: in
     optional = any(tensor.optional for tensor in spec.inputs)
     key = (positions if optional else None, tuple(free)) if optional or free else None
     has_bytes = any(size < 0 for size in sizes)
-    return Inputs(
-        positions, order, shapes, tuple(backend_shapes), tuple(sizes), tuple(counts), rows, key, has_bytes
-    )
+    return Inputs(positions, order, shapes, tuple(backend_shapes), tuple(sizes), tuple(counts), rows, key, has_bytes)
 
 
 def _unsigned(parameters: dict[str, Parameter], name: str) -> int:

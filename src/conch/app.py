@@ -1,0 +1,213 @@
+"""The composition root: the only file that knows every room. Builds the server, runs it, drains it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import gc
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import uvloop
+
+from conch import TRITON_VERSION
+from conch.backend.api import Host, Instance
+from conch.backend.find import BACKENDS, find_backend
+from conch.config.machine import cpus
+from conch.config.server import ServerOptions
+from conch.frontend.metrics import MetricsTransport
+from conch.observe import log, metrics
+from conch.observe.process import MachineGauge
+from conch.observe.stats import ModelStats
+from conch.pb.model_config_pb2 import ModelConfig
+from conch.registry import tables
+from conch.registry.loader import Loader
+from conch.registry.prepare import prepare
+from conch.registry.registry import Registry
+from conch.repository.local import LocalStore
+from conch.schedule.api import Scheduler
+from conch.schedule.build import build as build_scheduler
+from conch.service.control import Control
+from conch.service.data import EXTENSIONS, Data
+from conch.transport.api import Transport
+from conch.transport.bridge import Bridge
+from conch.transport.grpc import GrpcTransport
+from conch.transport.http import HttpTransport
+from conch.types.error import InferError
+
+_log = logging.getLogger("conch")
+
+
+def run(options: ServerOptions) -> int:
+    """Serve until SIGINT or SIGTERM. Returns the process's exit code (Triton's: 0, or 1 when start or drain failed)."""
+    try:
+        handler = log.configure(options.log)
+    except OSError as error:
+        print(f"conch: cannot write the log to {options.log.file}: {error.strerror}")  # noqa: T201  there is no log
+        return 1
+    try:
+        for flag in options.ignored:
+            _log.warning("%s is accepted but has no effect yet", flag)
+        return uvloop.run(Server(options).serve())
+    finally:
+        handler.close()
+
+
+class Server:
+    """One server: rooms joined, started in order, drained in order."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        self._options = options
+        self._exiting = False
+        self._transports: list[Transport] = []
+
+    async def serve(self) -> int:
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        registry = self._registry(loop)
+        started = await self._start(loop, registry, stop)
+        if not started:
+            if not await self._end(loop, registry, self._options.exit_timeout):
+                leave_at_once()
+            return 0 if stop.is_set() else 1
+        settle_heap()
+        await stop.wait()
+        return await self._drain(loop, registry)
+
+    async def _start(self, loop: asyncio.AbstractEventLoop, registry: Registry, stop: asyncio.Event) -> bool:
+        """Load the start-up models, then open the listeners: nobody can connect to a server that cannot answer."""
+        loading = loop.run_in_executor(None, registry.start)
+        stopped = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({loading, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if stop.is_set():
+            loading.add_done_callback(lambda done: done.cancelled() or done.exception())
+            return False
+        try:
+            await loading
+        except InferError as error:
+            self._log_tables(registry)
+            _log.error("error: creating server: %s%s", error, f" ({error.hint})" if error.hint else "")
+            return False
+        self._log_tables(registry)
+        try:
+            await self._listen(loop, registry)
+        except OSError as error:
+            _log.error("%s", error.strerror or error)
+            return False
+        return True
+
+    def _registry(self, loop: asyncio.AbstractEventLoop) -> Registry:
+        options = self._options
+        home = threading.get_ident()
+
+        def post(call: Callable[[], object]) -> object:
+            if threading.get_ident() == home:
+                return loop.call_soon(call)
+            return loop.call_soon_threadsafe(call)
+
+        def schedule(config: ModelConfig, instances: Sequence[Instance], stats: ModelStats) -> Scheduler:
+            return build_scheduler(config, instances, stats, post, loop.call_later)
+
+        def host(backend: str) -> Host:
+            return Host(loop, {**options.backend.get("", {}), **options.backend.get(backend, {})}, cpus())
+
+        repository = options.repository
+        return Registry(
+            LocalStore(repository.paths, repository.config_name),
+            functools.partial(prepare, auto_complete=repository.auto_complete),
+            Loader(
+                find_backend,
+                schedule,
+                host,
+                auto_complete=repository.auto_complete,
+                retries=repository.load_retries,
+            ),
+            repository,
+            post,
+        )
+
+    async def _listen(self, loop: asyncio.AbstractEventLoop, registry: Registry) -> None:
+        options = self._options
+        bridge = Bridge(loop)
+        data = Data(registry, options.id, lambda: self._exiting)
+        control = Control(registry, options.repository.control_mode)
+        if options.grpc.enabled:
+            await self._open(GrpcTransport(options.grpc, data, control, bridge), options.grpc.address)
+        if options.http.enabled:
+            await self._open(HttpTransport(options.http, data, control, bridge), options.http.address)
+        if options.metrics.enabled:
+            address = options.metrics.address or options.http.address
+            machine = MachineGauge(options.metrics.interval_ms / 1000)
+
+            def page() -> bytes:
+                return metrics.render(registry.ready_versions(), machine.now() if options.metrics.cpu else None)
+
+            transport = MetricsTransport(dataclasses.replace(options.metrics, address=address), page)
+            await self._open(transport, address)
+
+    async def _open(self, transport: Transport, address: str) -> None:
+        self._transports.append(transport)
+        await transport.start()
+        _log.info("Started %s at %s:%d", transport.title, address, transport.port)
+
+    def _log_tables(self, registry: Registry) -> None:
+        options = self._options
+        log.table(_log, tables.draw(("Repository Agent", "Path"), []))
+        used = sorted({version.config.backend for version in registry.ready_versions()} & BACKENDS.keys())
+        log.table(_log, tables.backends([(name, BACKENDS[name][0], options.backend.get(name, {})) for name in used]))
+        log.table(_log, tables.models(registry.statuses()))
+        rows = [
+            ("server_id", options.id),
+            ("server_version", TRITON_VERSION),
+            ("server_extensions", " ".join(EXTENSIONS)),
+            *[(f"model_repository_path[{n}]", str(path)) for n, path in enumerate(options.repository.paths)],
+            ("model_control_mode", f"MODE_{options.repository.control_mode.upper()}"),
+            ("strict_model_config", str(int(not options.repository.auto_complete))),
+            ("model_config_name", options.repository.config_name),
+            ("strict_readiness", str(int(options.repository.strict_readiness))),
+            ("exit_timeout", f"{options.exit_timeout:g}"),
+        ]
+        log.table(_log, tables.options(rows))
+
+    async def _drain(self, loop: asyncio.AbstractEventLoop, registry: Registry) -> int:
+        """Stop accepting, answer what is in flight, unload everything; all within the exit time-out."""
+        self._exiting = True
+        deadline = time.monotonic() + self._options.exit_timeout
+        for transport in self._transports:
+            if not isinstance(transport, MetricsTransport):
+                transport.stop_accepting()
+        while any(t.inflight() for t in self._transports) and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        drained = await self._end(loop, registry, max(0.0, deadline - time.monotonic()))
+        if not drained:
+            leave_at_once()
+        return 0
+
+    async def _end(self, loop: asyncio.AbstractEventLoop, registry: Registry, seconds: float) -> bool:
+        drained = await loop.run_in_executor(None, registry.stop, seconds)
+        for transport in self._transports:
+            await transport.close()
+        return drained
+
+
+def leave_at_once() -> NoReturn:
+    """A thread hangs in a model's code and would hold up an orderly exit for ever."""
+    _log.error("Exit timeout expired. Exiting immediately.")
+    logging.shutdown()
+    os._exit(1)
+
+
+def settle_heap() -> None:
+    """What was made at start-up lives on: keep the garbage collector from walking over it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 50, 50)

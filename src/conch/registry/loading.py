@@ -1,0 +1,170 @@
+"""One load of a model, from its folder to versions that serve, all or nothing."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import Protocol
+
+from conch.pb.model_config_pb2 import ModelConfig
+from conch.registry.failure import as_infer_error, with_hint
+from conch.registry.lifecycle import Key, Plan
+from conch.registry.roster import Roster
+from conch.registry.served import ServedVersion
+from conch.repository.api import ModelStore, StoredModel
+from conch.repository.override import PREFIX
+from conch.repository.versions import select
+from conch.types.error import Code, InferError, internal, invalid, unavailable
+
+log = logging.getLogger("conch.registry")
+
+#: A model's config from what the store read: filled in, normalised, checked; its backend has not completed it.
+Prepare = Callable[[StoredModel], ModelConfig]
+
+
+class VersionLoader(Protocol):
+    def load(
+        self, config: ModelConfig, stored: StoredModel, version: int, key: Key, release: Callable[[], None], /
+    ) -> ServedVersion: ...
+
+
+class Loading:
+    """Carries loads out. Calls for one model must not overlap; calls for different models may."""
+
+    def __init__(
+        self, store: ModelStore, prepare: Prepare, loader: VersionLoader, roster: Roster, threads: int
+    ) -> None:
+        self._store = store
+        self._prepare = prepare
+        self._loader = loader
+        self._roster = roster
+        self._pool = ThreadPoolExecutor(max(1, threads), "conch-version")
+
+    def load(self, name: str, parameters: Mapping[str, str | bytes]) -> None:
+        """Blocking. Raises InferError with Triton's texts; then what served before goes on serving."""
+        stored, config = self._read(name, parameters)
+        lease = Lease(stored.release)
+        try:
+            wanted = self._wanted(stored, config)
+            todo = self._roster.begin(name, wanted)
+            made = self._load_versions(stored, config, todo, wanted, lease)
+            self._roster.serve(name, todo, made, stored.versions)
+        finally:
+            lease.drop()
+        if made:
+            log.info("successfully loaded '%s'", name)
+
+    def end(self) -> None:
+        """Versions that have not begun to load never will."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, name: str, parameters: Mapping[str, str | bytes]) -> tuple[StoredModel, ModelConfig]:
+        try:
+            stored = self._fetch(name, parameters)
+            try:
+                return stored, self._prepare(stored)
+            except BaseException:
+                stored.release()
+                raise
+        except BaseException as raised:
+            error = as_infer_error(raised)
+            reason = with_hint(error.message, error.hint)
+            polled = reason.startswith("failed to poll model")
+            log.error("%s", reason if polled else f"Poll failed for model directory '{name}': {reason}")  # noqa: TRY400  the text says it
+            # A mistake in the request (a name that is nowhere, a bad override) says nothing of the server's health.
+            if not parameters and error.code is not Code.NOT_FOUND:
+                self._roster.refused(name, error, known=False)
+            # What is wrong with the request itself is told in its own words.
+            if parameters and error.code is Code.INVALID_ARG and error.message.startswith("Invalid "):
+                raise error from raised
+            raise internal(f"failed to load '{name}', failed to poll from model repository", reason) from raised
+
+    def _fetch(self, name: str, parameters: Mapping[str, str | bytes]) -> StoredModel:
+        if not parameters:
+            return self._store.fetch(name)
+        config = parameters.get("config", "")
+        files = {key.removeprefix(PREFIX): value for key, value in parameters.items() if key.startswith(PREFIX)}
+        return self._store.fetch_override(
+            name,
+            config if isinstance(config, str) else config.decode(),
+            {path: value.encode() if isinstance(value, str) else value for path, value in files.items()},
+        )
+
+    def _wanted(self, stored: StoredModel, config: ModelConfig) -> dict[int, Key]:
+        name = stored.name
+        try:
+            selected, missing = select(config.version_policy, stored.versions, name)
+        except InferError as error:
+            log.error("failed to load model '%s': %s", name, with_hint(error.message, error.hint))  # noqa: TRY400
+            self._roster.refused(name, error, known=True)
+            raise invalid(f"load failed for model '{name}': {error.message}\n", error.hint) from error
+        for text in missing:
+            log.error("%s", text)
+        plain = ModelConfig()
+        plain.CopyFrom(config)
+        plain.ClearField("version_policy")
+        settings = plain.SerializeToString(deterministic=True)
+        looks = stored.fingerprint
+        return {
+            number: Key(str(stored.directory), settings, looks.shared, looks.versions.get(number, ""))
+            for number in selected
+        }
+
+    def _load_versions(
+        self, stored: StoredModel, config: ModelConfig, todo: Plan, wanted: Mapping[int, Key], lease: Lease
+    ) -> dict[int, ServedVersion]:
+        """Load all of them side by side; if one fails, give up the others and raise."""
+        name = stored.name
+        futures: dict[int, Future[ServedVersion]] = {}
+        made: dict[int, ServedVersion] = {}
+        reasons: dict[int, InferError] = {}
+        for number in todo.load:
+            log.info("loading: %s:%d", name, number)
+            lease.hold()
+            try:
+                futures[number] = self._pool.submit(
+                    self._loader.load, config, stored, number, wanted[number], lease.drop
+                )
+            except RuntimeError:
+                lease.drop()
+                reasons[number] = unavailable("Server exiting")
+        for number, future in futures.items():
+            try:
+                made[number] = future.result()
+            except CancelledError:
+                lease.drop()
+                reasons[number] = unavailable("Server exiting")
+            except BaseException as raised:  # noqa: BLE001  a model's code may raise anything
+                lease.drop()
+                error = reasons[number] = as_infer_error(raised)
+                text = with_hint(f"failed to load '{name}' version {number}: {error}", error.hint)
+                log.error("%s", text)  # noqa: TRY400
+        if not reasons:
+            return made
+        self._roster.failed(name, todo, made.values(), reasons)
+        log.info("failed to load '%s'", name)
+        parts = [f"version {number} is at UNAVAILABLE state: {error};" for number, error in reasons.items()]
+        hints = "; ".join(dict.fromkeys([error.hint for error in reasons.values() if error.hint]))
+        raise invalid(f"load failed for model '{name}': {''.join(parts)}\n", hints)
+
+
+class Lease:
+    """Gives a model's files back when the load and the last version that uses them are done with them."""
+
+    def __init__(self, release: Callable[[], None]) -> None:
+        self._release = release
+        self._lock = threading.Lock()
+        self._holders = 1
+
+    def hold(self) -> None:
+        with self._lock:
+            self._holders += 1
+
+    def drop(self) -> None:
+        with self._lock:
+            self._holders -= 1
+            last = self._holders == 0
+        if last:
+            self._release()

@@ -1,0 +1,121 @@
+"""What is servable now: loads and unloads models, and knows which version answers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from concurrent.futures import Future
+from functools import partial
+
+from conch.config.server import RepositoryOptions
+from conch.registry.lanes import Lanes
+from conch.registry.loading import Loading, Prepare, VersionLoader
+from conch.registry.reaper import Post, Reaper
+from conch.registry.roster import Roster
+from conch.registry.served import ServedVersion
+from conch.registry.stopping import drain
+from conch.repository.api import ModelStore
+from conch.types.error import internal, invalid, unavailable
+from conch.types.model import IndexEntry
+
+log = logging.getLogger("conch.registry")
+
+#: Threads that lead loads and unloads; the versions themselves are loaded by `load_threads` others.
+_LANE_THREADS = 16
+
+
+class Registry:
+    """All calls from any thread.
+
+    `post` runs a call on the event loop, where requests are submitted: a version that was swapped out refuses
+    requests only after the loop has seen the swap.
+    """
+
+    def __init__(
+        self, store: ModelStore, prepare: Prepare, loader: VersionLoader, options: RepositoryOptions, post: Post
+    ) -> None:
+        self._store = store
+        self._options = options
+        self._reaper = Reaper(post)
+        self._roster = Roster(self._reaper)
+        self._lanes = Lanes(max(_LANE_THREADS, options.load_threads))
+        self._loading = Loading(store, prepare, loader, self._roster, options.load_threads)
+        self._table = self._roster.table
+        self._started = False
+
+    @property
+    def generation(self) -> int:
+        """Grows whenever the set of servable versions changes."""
+        return self._table.generation
+
+    def find(self, name: str, version: str) -> ServedVersion:
+        """The version that answers; an empty `version` is the highest that is ready. Raises InferError."""
+        served = self._table.find(name, version)
+        if served is not None:
+            return served
+        if not self._started:
+            raise unavailable("Server not ready")
+        return self._roster.find(name, version)
+
+    def ready_versions(self, name: str = "") -> list[ServedVersion]:
+        """What serves now, of one model or of all."""
+        return list(self._table.versions(name).values() if name else self._table.all())
+
+    def ready(self) -> bool:
+        """The server's readiness; strict: every model known is ready and its runtime can answer."""
+        return self._started and (not self._options.strict_readiness or self._roster.settled())
+
+    def index(self, ready_only: bool) -> list[IndexEntry]:
+        """A line per version of each model that a repository holds now, sorted. Reads the repositories' folders."""
+        entries = self._roster.index(self._store.names(), self._store.duplicates())
+        return [entry for entry in entries if entry.state == "READY"] if ready_only else entries
+
+    def statuses(self) -> list[tuple[str, str, str]]:
+        """Model, version and status of everything known, for the table at start-up."""
+        return self._roster.statuses()
+
+    def start(self) -> None:
+        """Load the start-up models, several at once; blocks until all are loaded or have failed.
+
+        Raises InferError when one failed and the server is to exit on errors. Call `stop` even then.
+        """
+        futures = [self.load(name, {}) for name in self._startup_models()]
+        errors = [error for future in futures if (error := future.exception()) is not None]
+        self._started = True
+        if errors and self._options.exit_on_error:
+            raise internal(
+                "failed to load all models",
+                f"{len(errors)} failed, see above; start with --exit-on-error=false to serve the others",
+            )
+
+    def load(self, name: str, parameters: Mapping[str, str | bytes]) -> Future[None]:
+        """Load the model, or load anew what has changed of it. Until all new versions are ready, and if one of them
+        fails, the old ones serve. `parameters` are those of the protocol, already checked. Returns at once."""
+        return self._lanes.submit(name, partial(self._loading.load, name, parameters))
+
+    def unload(self, name: str) -> Future[None]:
+        """Take the model out of service; a model that is not there is no error. The future does not wait for the
+        requests in flight: they are answered, and then the model is closed. Returns at once."""
+        return self._lanes.submit(name, partial(self._roster.unload, name))
+
+    def stop(self, deadline: float, tick: float = 1.0) -> bool:
+        """Refuse requests, answer those in flight, close everything. Blocks for at most `deadline` seconds; False
+        when that was too short: then threads may hang in a model's code, and only ending the process ends them.
+
+        `tick` is the time between two lines of the log, in seconds.
+        """
+        self._lanes.end()
+        self._loading.end()
+        drained = drain(self._roster, self._lanes, self._reaper, deadline, tick)
+        self._reaper.end()
+        return drained
+
+    def _startup_models(self) -> list[str]:
+        mode, wanted = self._options.control_mode, self._options.load_models
+        if mode not in {"none", "explicit"}:
+            raise invalid(f"--model-control-mode={mode} is not supported yet: use none or explicit")
+        if mode == "none" or wanted == ("*",):
+            return self._store.names()
+        if "*" in wanted:
+            raise invalid("Wildcard model name '*' must be the ONLY startup model if specified at all.")
+        return list(dict.fromkeys(wanted))

@@ -1,0 +1,68 @@
+"""The end of the registry: requests in flight are answered, then everything is closed, within a time."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from conch.registry.lanes import Lanes
+from conch.registry.reaper import Reaper
+from conch.registry.roster import Roster
+
+log = logging.getLogger("conch.registry")
+
+#: How often to look whether something has ended.
+_GLANCE = 0.01
+
+#: Whether it is over, and the lines to log.
+Report = tuple[bool, list[str]]
+
+
+def drain(roster: Roster, lanes: Lanes, reaper: Reaper, seconds: float, tick: float) -> bool:
+    """Stop all schedulers, wait, unload all; False when `seconds` were too short. Logs each `tick` seconds."""
+    end = time.monotonic() + seconds
+    log.info("Waiting for in-flight requests to complete.")
+    for served in roster.table.all():
+        served.scheduler.stop()
+    idle = _watch(end, tick, lambda: _inflight(roster))
+    log.info("All models are stopped, unloading models")
+    _unload_all(roster)
+
+    def live() -> Report:
+        # What was still loading when the end began has finished since, and must not stay.
+        _unload_all(roster)
+        models, loads = reaper.alive(), lanes.busy()
+        return not models and not loads, [f"Found {models} live models and {loads} in-flight non-inference requests"]
+
+    return _watch(end, tick, live) and idle
+
+
+def _unload_all(roster: Roster) -> None:
+    for name in {served.name for served in roster.table.all()}:
+        roster.unload(name)
+
+
+def _inflight(roster: Roster) -> Report:
+    busy = [(served, count) for served in roster.table.all() if (count := served.scheduler.inflight()) > 0]
+    lines = [f"Found {len(busy)} model versions that have in-flight inferences"]
+    lines += [
+        f"Model '{served.name}' (version {served.version}) has {count} in-flight inferences" for served, count in busy
+    ]
+    return not busy, lines
+
+
+def _watch(end: float, tick: float, report: Callable[[], Report]) -> bool:
+    """Log the report each tick until it says that it is over; False when the time is."""
+    speak_at = time.monotonic()
+    while True:
+        over, lines = report()
+        now = time.monotonic()
+        if over or now >= speak_at:
+            log.info("Timeout %d: %s", max(0, round(end - now)), lines[0])
+            for line in lines[1:]:
+                log.info("%s", line)
+            speak_at += tick
+        if over or now >= end:
+            return over
+        time.sleep(min(_GLANCE, max(0.0, end - now)))

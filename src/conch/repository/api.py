@@ -1,0 +1,60 @@
+"""The door of the repository room: which models a store holds, and where one lies on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+
+def _keep() -> None:
+    """A model in its repository has nothing to give back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What a model's files look like now. Two equal ones mean that nothing has to be loaded again.
+
+    Each part is an opaque text; parts are compared for equality alone.
+    """
+
+    #: The config file in use.
+    config: str
+    #: The model's files outside its version folders (labels and the like).
+    shared: str
+    #: Version number -> that version's folder with everything in it.
+    versions: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """One model as a store holds it. `versions` are the numbers of its version folders, ascending."""
+
+    name: str
+    directory: Path
+    #: The text of the config; None when the model has none. JSON when `override`, else protobuf text format.
+    config_text: str | None
+    #: Where `config_text` comes from, for error texts.
+    config_source: str
+    versions: tuple[int, ...]
+    fingerprint: Fingerprint
+    #: The config came with the load request instead of from the repository.
+    override: bool = False
+    #: Gives back what lies behind `directory`; called once nothing uses it any more.
+    release: Callable[[], None] = _keep
+
+
+class ModelStore(Protocol):
+    def names(self) -> list[str]:
+        """The models that can be seen now, sorted. Cheap. A store that cannot be read holds none (it is logged)."""
+
+    def duplicates(self) -> frozenset[str]:
+        """Names that more than one repository holds: none of them can be loaded."""
+
+    def fetch(self, name: str) -> StoredModel:
+        """Read one model. Blocking. Raises InferError with the reason why it cannot be had."""
+
+    def fetch_override(self, name: str, config: str, files: Mapping[str, bytes]) -> StoredModel:
+        """A model with another config and, where `files` (path inside the model's folder -> content) is not empty,
+        with these files in place of the repository's. Raises InferError."""

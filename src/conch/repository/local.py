@@ -1,0 +1,159 @@
+"""Model repositories in folders of this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from conch.repository import override
+from conch.repository.api import Fingerprint, StoredModel
+from conch.repository.fingerprint import stamp, stamp_all
+from conch.repository.versions import version_numbers
+from conch.types.error import InferError, internal, invalid, not_found
+
+log = logging.getLogger("conch.repository")
+
+CONFIG_FILE = "config.pbtxt"
+
+
+class LocalStore:
+    """One or several repositories: folders with a folder per model. `config_name` is `--model-config-name`."""
+
+    def __init__(self, paths: Sequence[Path], config_name: str = "") -> None:
+        self._paths = tuple(dict.fromkeys(path.absolute() for path in paths))
+        self._config_name = config_name
+        #: What was warned of already: a scan happens at each request for the index.
+        self._warned: set[str] = set()
+
+    def names(self) -> list[str]:
+        return sorted({name for path in self._paths for name in self._models(path)})
+
+    def duplicates(self) -> frozenset[str]:
+        if len(self._paths) < 2:
+            return frozenset()
+        seen: set[str] = set()
+        twice: set[str] = set()
+        for path in self._paths:
+            names = self._models(path)
+            twice |= seen & names
+            seen |= names
+        return frozenset(twice)
+
+    def fetch(self, name: str) -> StoredModel:
+        directory = self._find(name)
+        config = self._config_file(directory)
+        try:
+            text = config.read_text(encoding="utf-8") if config is not None else None
+        except UnicodeDecodeError as error:
+            raise invalid(f"failed to read text proto from {config}: it is not UTF-8 text ({error.reason})") from error
+        except OSError as error:
+            raise internal(f"failed to read text proto from {config}: {error.strerror}") from error
+        source = str(config or directory / CONFIG_FILE)
+        return self._read(name, directory, text, source, stamp(config) if config is not None else "")
+
+    def fetch_override(self, name: str, config: str, files: Mapping[str, bytes]) -> StoredModel:
+        source = "the load request's config"
+        if not files:
+            return self._read(name, self._find(name), config, source, config, overridden=True)
+        directory, remove = override.build(name, files)
+        try:
+            stored = self._read(name, directory, config, source, config, overridden=True)
+        except BaseException:
+            remove()
+            raise
+        return StoredModel(
+            stored.name,
+            stored.directory,
+            stored.config_text,
+            stored.config_source,
+            stored.versions,
+            stored.fingerprint,
+            override=True,
+            release=remove,
+        )
+
+    def _read(
+        self, name: str, directory: Path, text: str | None, source: str, config: str, *, overridden: bool = False
+    ) -> StoredModel:
+        try:
+            folders, files = _entries(directory)
+        except OSError as error:
+            raise internal(f"failed to open directory {directory}: {error.strerror}") from error
+        numbers, warnings = version_numbers(folders)
+        for warning in warnings:
+            log.warning("%s", warning)
+        own = {"configs", *(str(number) for number in numbers)}
+        shared = [directory / file for file in files if file != CONFIG_FILE]
+        shared += [directory / folder for folder in folders if folder not in own]
+        fingerprint = Fingerprint(
+            config, stamp_all(shared), {number: stamp(directory / str(number)) for number in numbers}
+        )
+        return StoredModel(name, directory, text, source, numbers, fingerprint, overridden)
+
+    def _find(self, name: str) -> Path:
+        found = [path / name for path in self._paths if _is_name(name) and (path / name).is_dir()]
+        if len(found) > 1:
+            raise invalid(
+                f"failed to poll model '{name}': not unique across all model repositories",
+                "it lies in " + " and in ".join(str(path) for path in found) + "; keep one of them",
+            )
+        if not found:
+            raise not_found(f"failed to poll model '{name}': model not found in any model repository.")
+        return found[0]
+
+    def _config_file(self, directory: Path) -> Path | None:
+        custom = directory / "configs" / f"{self._config_name}.pbtxt"
+        if self._config_name and custom.is_file():
+            return custom
+        usual = directory / CONFIG_FILE
+        return usual if usual.is_file() else None
+
+    def _models(self, path: Path) -> set[str]:
+        try:
+            with os.scandir(path) as entries:
+                names = {entry.name for entry in entries if entry.is_dir()}
+        except OSError as error:
+            self._warn_once(f"failed to read model repository {path}: {error.strerror}")
+            return set()
+        for name in names:
+            if not name.startswith(".") and not _is_name(name):
+                self._warn_once(f"ignore model directory {name!r} of {path}: its name is not UTF-8 text")
+        return {name for name in names if _is_name(name)}
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            log.warning("%s", text)
+
+
+def check_name(name: str) -> None:
+    """Whether a client may ask for a model called so. Raises InferError."""
+    if not name.strip():
+        raise invalid("Model name cannot be empty. Please enter a valid name to deploy.")
+    if "/" in name or "\0" in name or name in {".", ".."}:
+        raise invalid(f"invalid model name '{name}', model name must not contain path traversal characters")
+
+
+def _is_name(name: str) -> bool:
+    """Hidden folders are not models (Kubernetes and notebooks make such), nor is what no message can carry."""
+    if name.startswith("."):
+        return False
+    try:
+        check_name(name)
+        name.encode()
+    except (InferError, UnicodeEncodeError):
+        return False
+    return True
+
+
+def _entries(directory: Path) -> tuple[list[str], list[str]]:
+    """The names of the folders and of the files, without hidden ones."""
+    folders: list[str] = []
+    files: list[str] = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if not entry.name.startswith("."):
+                (folders if entry.is_dir() else files).append(entry.name)
+    return sorted(folders), sorted(files)

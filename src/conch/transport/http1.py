@@ -1,0 +1,316 @@
+"""One HTTP/1.1 connection: requests out of bytes, one at a time and in order, and answers back into bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import re
+import time
+from collections.abc import Sequence
+from typing import Any, Final, Protocol, cast
+
+from conch.protocol.v2.status import error_body
+from conch.transport.bodies import Body, body_of
+from conch.transport.heads import MAX_HEAD, BadRequestError, Head, HeadCache
+from conch.types.tensor import Buffer
+
+#: Bytes of further requests that may wait while one is being answered; then the socket is not read.
+MAX_WAITING: Final = 262_144
+#: Larger bodies of answers are sent from where they lie.
+_MAX_JOIN: Final = 65536
+#: How long a client whose request was refused may go on sending before the connection is cut.
+_LINGER: Final = 2.0
+
+_EMPTY_LINES = re.compile(rb"(?:\r\n)+")
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_END: Final = b"\r\n"
+_CLOSE: Final = b"Connection: close\r\n\r\n"
+_KEEP_ALIVE: Final = b"Connection: keep-alive\r\n\r\n"
+_REASONS: Final = {status.value: status.phrase for status in http.HTTPStatus} | {405: "Not Allowed"}
+
+now = time.monotonic
+
+
+def head_of(status: int, content_type: str, length: int) -> bytes:
+    """An answer's head without its closing empty line."""
+    return (
+        f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n".encode()
+    )
+
+
+class Owner(Protocol):
+    """What a connection belongs to."""
+
+    #: Parsed heads, shared by all connections.
+    heads: HeadCache
+    #: Set while the server stops: no connection serves another request then.
+    draining: bool
+
+    def handle(self, connection: Connection, head: Head, body: Buffer, /) -> None:
+        """Answer a request: call `connection.respond` once, now or later. Must not raise. `body` may be kept."""
+
+    def opened(self, connection: Connection, /) -> None: ...
+
+    def lost(self, connection: Connection, /) -> None:
+        """The client has left; what it waits for, if anything, needs no answer."""
+
+
+class Connection(asyncio.Protocol):
+    """All calls on the event loop's thread."""
+
+    __slots__ = (
+        "_at", "_blocked_size", "_body", "_buffer", "_closed", "_head", "_last", "_lingering", "_out", "_owner",
+        "_paused", "_quiet_since", "_searched", "_stepping", "_transport", "_write_blocked", "busy", "exchange",
+    )  # fmt: skip
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._transport: asyncio.Transport
+        #: Bytes received and not yet understood.
+        self._buffer = b""
+        #: Where in `_buffer` the next request begins; 0 except while requests are taken out.
+        self._at = 0
+        #: How many bytes from there on are known to hold no end of a head.
+        self._searched = 0
+        #: The request that is being received or answered.
+        self._head: Head | None = None
+        self._body: Body | None = None
+        self._out: list[Buffer] = []
+        self._stepping = False
+        self._paused = False
+        self._write_blocked = False
+        self._blocked_size = 0
+        #: Since when the client owes us bytes, 0 when it does not. Monotonic seconds.
+        self._quiet_since = 0.0
+        #: No further request is served; the connection closes when everything is written.
+        self._last = False
+        #: After a refusal: what the client still sends is thrown away, until it has read the answer.
+        self._lingering = False
+        self._closed = False
+        #: Whether a request has been handed over and not been answered yet.
+        self.busy = False
+        #: For the owner: what belongs to this connection's requests.
+        self.exchange: Any = None
+
+    # ---- what the event loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._owner.opened(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._closed = True
+        self._buffer = b""
+        self._body = None
+        self._out.clear()
+        self._owner.lost(self)
+        self._head = None
+        self.exchange = None
+
+    def eof_received(self) -> bool:
+        """The client sends no more: as with Triton, it has then left, and what it waits for is cancelled."""
+        return False
+
+    def pause_writing(self) -> None:
+        """The client does not read what we write: we do not read what it asks."""
+        self._write_blocked = True
+        self._quiet_since = now()
+        self._blocked_size = self._transport.get_write_buffer_size()
+        self._pause()
+
+    def resume_writing(self) -> None:
+        self._write_blocked = False
+        self._quiet_since = 0.0
+        self._resume()
+        if not self.busy and self._buffer:
+            self._step()
+
+    def data_received(self, data: bytes) -> None:
+        if self._last or self._closed:
+            return
+        self._buffer = self._buffer + data if self._buffer else data
+        if not self.busy and not self._write_blocked:
+            self._step()
+        elif len(self._buffer) > MAX_WAITING:
+            self._pause()
+
+    # ---- answers
+
+    def respond(self, head: bytes, body: Sequence[Buffer] = ()) -> None:
+        """Answer the request that was handed over last. `head` is without its closing empty line."""
+        if not self.busy or self._closed:
+            return
+        asked = self._head
+        self.busy = False
+        self._head = None
+        out = self._out
+        out.append(head)
+        if asked is None or not asked.keep_alive or self._owner.draining:
+            out.append(_CLOSE)
+            self._last = True
+        else:
+            out.append(_KEEP_ALIVE if asked.say_keep_alive else _END)
+        if asked is None or asked.method != "HEAD":
+            out.extend(body)
+        if not self._stepping:
+            self._step()
+
+    def fail(self, status: int, message: str) -> None:
+        """Answer with an error in Triton's form."""
+        body = error_body(message)
+        self.respond(head_of(status, "application/json", len(body)), (body,))
+
+    # ---- requests
+
+    def _step(self) -> None:
+        """Handle what has arrived, as far as it is complete and nobody is busy; then write what is to be written."""
+        self._stepping = True
+        try:
+            while self._at < len(self._buffer) and not (self.busy or self._last or self._write_blocked):
+                if not (self._next() if self._body is None else self._fill(self._body)):
+                    break
+        except BadRequestError as error:
+            self._refuse(error)
+        finally:
+            self._stepping = False
+        if self._at:
+            self._buffer = self._buffer[self._at :]
+            self._at = 0
+        if self._out:
+            self._flush()
+        if self._paused and not self.busy and not self._write_blocked:
+            self._resume()
+
+    def _next(self) -> bool:
+        """Begin with the next request in the buffer. False when more bytes are needed."""
+        buffer, at = self._buffer, self._at
+        if buffer.startswith(_END, at):
+            # RFC 9112 2.2: empty lines before a request are forgiven.
+            run = _EMPTY_LINES.match(buffer, at)
+            self._at = run.end() if run else at
+            return True
+        end = buffer.find(b"\r\n\r\n", at + max(self._searched - 3, 0))
+        if end < 0:
+            return self._await_head(buffer, at)
+        if end - at > MAX_HEAD:
+            raise BadRequestError(431, f"the request head is longer than {MAX_HEAD} bytes")
+        self._searched = 0
+        head = self._owner.heads.get(buffer[at:end])
+        start = end + 4
+        stop = start + head.length
+        if head.simple and stop <= len(buffer):
+            self._at = stop
+            self._hand_over(head, buffer[start:stop])
+            return True
+        self._at = start
+        if head.length == 0:
+            self._hand_over(head, b"")
+            return True
+        self._head = head
+        body = self._body = body_of(head.length, head.limit)
+        if start < len(buffer):
+            return self._fill(body)
+        self._quiet_since = now()
+        if head.awaits_continue:
+            self._transport.write(_CONTINUE)
+        return False
+
+    def _await_head(self, buffer: bytes, at: int) -> bool:
+        seen = self._searched
+        self._searched = len(buffer) - at
+        if self._searched > MAX_HEAD:
+            raise BadRequestError(431, f"the request head is longer than {MAX_HEAD} bytes")
+        # Only the new bytes are looked at, and the one before them, so that sending byte by byte gains nothing.
+        if buffer.count(b"\n", at + seen) != buffer.count(_END, at + max(seen - 1, 0)):
+            raise BadRequestError(400, "malformed HTTP request: lines must end with CRLF")
+        if not self._quiet_since:
+            self._quiet_since = now()
+        return False
+
+    def _fill(self, body: Body) -> bool:
+        """Give the body what has come of it. False when more bytes are needed."""
+        self._at = body.feed(self._buffer, self._at)
+        if not body.complete:
+            self._quiet_since = now()
+            return False
+        self._body = None
+        if self._head is not None:
+            self._hand_over(self._head, body.take())
+        return True
+
+    def _hand_over(self, head: Head, body: Buffer) -> None:
+        self._quiet_since = 0.0
+        self._head = head
+        self.busy = True
+        self._owner.handle(self, head, body)
+
+    def _refuse(self, error: BadRequestError) -> None:
+        self._body = None
+        self._head = None
+        self._lingering = True
+        self.busy = True
+        self.fail(error.status, error.message)
+
+    # ---- time and the end
+
+    def tick(self, limit: float) -> None:
+        """Called every few seconds: a client that owes us bytes, or reads none of ours, has `limit` seconds."""
+        if not self._quiet_since or self._closed:
+            return
+        waited = now() - self._quiet_since
+        if self._write_blocked:
+            size = self._transport.get_write_buffer_size()
+            if size != self._blocked_size:
+                self._blocked_size = size
+                self._quiet_since = now()
+            elif waited > limit:
+                self._transport.abort()
+        elif self._lingering:
+            if waited > _LINGER:
+                self._transport.abort()
+        elif not self.busy and waited > limit:
+            self._refuse(BadRequestError(408, f"the request was not complete after {limit:g} seconds without progress"))
+
+    def stop(self) -> None:
+        """The server stops: close now if nothing is under way, else after the answer."""
+        if not (self.busy or self._buffer or self._body or self._out):
+            self.close()
+
+    def close(self) -> None:
+        """Write what is to be written, then close."""
+        if not self._closed:
+            self._closed = True
+            self._buffer = b""
+            self._transport.close()
+
+    def _finish(self) -> None:
+        if self._lingering and not self._closed and self._transport.can_write_eof():
+            # Closing a socket with unread bytes resets it, and the client may lose the answer (RFC 9112 9.6).
+            if not self._transport.is_closing():
+                self._transport.write_eof()
+                self._resume()
+                self._quiet_since = now()
+            return
+        self.close()
+
+    # ---- the socket
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if not self._closed:
+            if sum(map(len, out)) <= _MAX_JOIN:
+                self._transport.write(b"".join(out))
+            else:
+                self._transport.writelines(out)
+            if self._last:
+                self._finish()
+
+    def _pause(self) -> None:
+        if not self._paused and not self._transport.is_closing():
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _resume(self) -> None:
+        if self._paused and not self._transport.is_closing():
+            self._paused = False
+            self._transport.resume_reading()

@@ -1,0 +1,209 @@
+"""Workers that die, hang or leave things behind: no request waits for ever, nothing leaks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from support.python_models import array_of, form_for, model_source, outcome, served
+
+from conch.types.error import Code
+from conch.types.response import InferResponse
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Processes end and start in their own time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("execute", "text"),
+    [
+        ("print('last words', file=sys.stderr)\nos._exit(3)", "exited with code 3. Last lines of its stderr:\nlast words"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "was ended by SIGSEGV."),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "was ended by SIGKILL (out of memory is the usual reason)."),
+        ("os.closerange(3, 100)\ntime.sleep(60)", "was ended by SIGKILL"),
+    ],
+)
+def test_a_worker_that_dies_fails_its_batch_and_comes_back(tmp_path: Path, execute: str, text: str) -> None:
+    """The requests it had get INTERNAL with the reason; the next ones are answered by a new worker."""
+    source = model_source("if requests[0].inputs()[0].as_numpy()[0, 0] == 13:\n" + textwrap.indent(execute, "    ") + "\nreturn [answer(r.inputs()[0].as_numpy()) for r in requests]")  # noqa: E501
+    with served(tmp_path, source) as model:
+        for _ in range(2):
+            first = model.pid
+            form = form_for(model.spec, (1, 2))
+            batch = [model.request(np.full((1, 2), 13, np.float32), form=form) for _ in range(2)]
+            for error in model.ask(*batch):
+                assert error.code is Code.INTERNAL
+                assert error.message.startswith(
+                    f"Stub process 'm_0_0' is not healthy. The worker process of model 'm' {text}"
+                )
+            assert array_of(model.echo(5).outputs[0]).tolist() == [[5, 5]]
+            assert model.pid != first
+            assert model.model.ready()
+        assert model.stats.fail.count == 4
+
+
+def test_a_worker_killed_while_idle_is_replaced(tmp_path: Path) -> None:
+    """A batch that comes while there is no worker waits for the new one."""
+    with served(tmp_path, model_source()) as model:
+        model.echo()
+        os.kill(model.pid, signal.SIGKILL)
+        until(lambda: model.instance._worker is None)
+        assert not model.model.ready()
+        assert isinstance(model.echo(), InferResponse)
+
+
+def test_every_nth_message_may_be_the_last(tmp_path: Path) -> None:
+    """Wherever a worker is killed, each request has exactly one answer."""
+    with served(tmp_path, model_source("time.sleep(0.002)\n" + "return [answer(r.inputs()[0].as_numpy()) for r in requests]")) as model:  # noqa: E501
+        form = form_for(model.spec, (1, 20_000))
+        for delay in (0.0, 0.001, 0.003, 0.005):
+            batch = [model.request(np.ones((1, 20_000), np.float32), form=form) for _ in range(3)]
+            pid = model.pid
+            idle = model.start(batch)
+            time.sleep(delay)
+            os.kill(pid, signal.SIGKILL)
+            assert idle.wait(20)
+            for request in batch:
+                outcome(request)
+            until(lambda: model.instance._worker is not None)
+
+
+def test_restarts_that_keep_failing_refuse_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After three failed restarts requests get the reason at once; when the model is well again they are answered."""
+    monkeypatch.setattr("conch.backend.python.supervise.FIRST", 0.01)
+    monkeypatch.setattr("conch.backend.python.supervise.LONGEST", 0.05)
+    more = """
+    def initialize(self, args):
+        if os.path.exists(os.path.join(pb_utils.get_model_dir(), "broken")):
+            raise ValueError("no weights")
+    """
+    with served(tmp_path, model_source(more=more)) as model:
+        flag = tmp_path / "m" / "1" / "broken"
+        flag.write_text("")
+        os.kill(model.pid, signal.SIGKILL)
+        until(lambda: model.instance._worker is None)
+        for _ in range(3):
+            error = model.echo()
+            assert error.message.startswith(
+                "Stub process 'm_0_0' is not healthy. Its worker process cannot be restarted: ValueError: no weights"
+            )
+        assert not model.model.ready()
+        flag.unlink()
+        until(model.model.ready)
+        assert isinstance(model.echo(), InferResponse)
+
+
+def test_close_while_the_model_is_broken(tmp_path: Path) -> None:
+    """close() ends the restarts and fails the batch that waits."""
+    more = """
+    def initialize(self, args):
+        if os.path.exists(os.path.join(pb_utils.get_model_dir(), "broken")):
+            time.sleep(60)
+    """
+    with served(tmp_path, model_source(more=more)) as model:
+        (tmp_path / "m" / "1" / "broken").write_text("")
+        os.kill(model.pid, signal.SIGKILL)
+        until(lambda: model.instance._worker is None)
+        request = model.request(np.ones((1, 2), np.float32))
+        idle = model.start([request])
+        model.instance.close()
+        assert idle.wait(5)
+        assert outcome(request).code is Code.UNAVAILABLE
+
+
+def test_close_while_a_batch_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that does not come to an end is ended; its batch fails."""
+    monkeypatch.setattr("conch.backend.python.host.FINALIZE", 0.2)
+    with served(tmp_path, model_source("time.sleep(60)")) as model:
+        request = model.request(np.ones((1, 2), np.float32))
+        idle = model.start([request])
+        until(lambda: model.instance._batch is not None)
+        model.instance.close()
+        assert idle.wait(5)
+        assert outcome(request).code is Code.UNAVAILABLE
+
+
+def test_tensors_beyond_64_mib(tmp_path: Path) -> None:
+    """Memory for inputs and for outputs grows as needed, each on its own."""
+    execute = """
+        n = int(requests[0].inputs()[0].as_numpy()[0, 0])
+        return [answer(np.full((1, n), r.inputs()[0].as_numpy()[0, -1], np.float32)) for r in requests]
+    """
+    with served(tmp_path, model_source(execute), settings={"shm-growth-byte-size": "4096"}) as model:
+        for into, out in ((4, 20_000_000), (20_000_000, 4), (4, 4)):
+            array = np.full((1, into), 7, np.float32)
+            array[0, 0] = out
+            (response,) = model.ask(model.request(array))
+            assert response.outputs[0].shape == (1, out)
+            assert array_of(response.outputs[0])[0, -1] == (7 if into > 1 else out)
+
+
+def test_nothing_is_left_behind(tmp_path: Path) -> None:
+    """After loading, crashing and closing there are as many descriptors and child processes as before."""
+    execute = """
+        value = requests[0].inputs()[0].as_numpy()
+        if value[0, 0] == 13:
+            os._exit(1)
+        self.__dict__.setdefault("kept", []).append(value)
+        import subprocess
+        subprocess.Popen(["sleep", "60"])
+        return [answer(value)]
+    """
+
+    def count() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), len(psutil.Process().children(recursive=True))
+
+    before = count()
+    with served(tmp_path, model_source(execute)) as model:
+        for size in (2, 50_000, 50_000):
+            model.ask(model.request(np.ones((1, size), np.float32)))
+        steady = count()[0]
+        for size in (50_000, 50_000):
+            model.ask(model.request(np.ones((1, size), np.float32)))
+        assert count()[0] == steady
+        model.echo(13)
+        until(lambda: model.instance._worker is not None)
+        model.echo()
+        sleepers = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "60"]]
+        mine = [p for p in sleepers if os.getsid(p.pid) == model.pid]
+        assert mine
+    assert count() == before
+    assert not [p for p in mine if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_workers_end_with_the_server(tmp_path: Path) -> None:
+    """A worker that never looks up from its work is ended by the kernel when the server is killed."""
+    script = f"""
+import sys
+sys.path[:0] = {[str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "src")]!r}
+from pathlib import Path
+import numpy as np
+from support.python_models import served, model_source
+with served(Path({str(tmp_path)!r}), model_source("while True: pass")) as model:
+    model.start([model.request(np.ones((1, 2), np.float32))])
+    print(model.pid, flush=True)
+    import time
+    time.sleep(60)
+"""
+    server = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    with server:
+        worker = psutil.Process(int(server.stdout.readline()))
+        server.kill()
+    until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+
+
