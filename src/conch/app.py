@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import uvloop
 
@@ -84,9 +84,10 @@ class Server:
 
     async def _start(self, loop: asyncio.AbstractEventLoop, registry: Registry, stop: asyncio.Event) -> bool:
         """Load the start-up models, then open the listeners: nobody can connect to a server that cannot answer."""
-        loading = loop.run_in_executor(None, registry.start)
+        loading: asyncio.Future[None] = loop.run_in_executor(None, registry.start)
         stopped = asyncio.ensure_future(stop.wait())
-        await asyncio.wait({loading, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        either: set[asyncio.Future[Any]] = {loading, stopped}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         if stop.is_set():
             loading.add_done_callback(lambda done: done.cancelled() or done.exception())

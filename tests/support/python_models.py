@@ -109,8 +109,11 @@ class Served:
 
     @property
     def pid(self) -> int:
-        worker = self.instance._worker
-        assert worker is not None
+        """The process number of the worker, once there is one."""
+        deadline = time.monotonic() + 20
+        while (worker := self.instance._worker) is None:
+            assert time.monotonic() < deadline, "no worker came up"
+            time.sleep(0.001)
         return worker.pid
 
 

@@ -15,8 +15,9 @@ from conch.types.request import InferRequest, RequestForm, RequestHead
 class DataPlane(Protocol):
     """Requests and questions about models. Any thread; nothing blocks. Errors are `InferError`."""
 
-    #: Grows whenever a model version comes or goes; forms made under an older number must be prepared again.
-    generation: int
+    @property
+    def generation(self) -> int:
+        """Grows whenever a model version comes or goes; forms made under an older number must be prepared again."""
 
     def prepare(self, head: RequestHead) -> RequestForm:
         """Make every check that needs no tensor bytes. Raises InferError."""

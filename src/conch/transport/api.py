@@ -11,10 +11,13 @@ class Transport(Protocol):
     It translates bytes through `protocol`, calls the planes and does nothing else.
     """
 
-    #: For the log: `Started <title> at <address>:<port>`.
-    title: str
-    #: The port really bound (they ask for 0 in tests); 0 before `start`.
-    port: int
+    @property
+    def title(self) -> str:
+        """For the log: `Started <title> at <address>:<port>`."""
+
+    @property
+    def port(self) -> int:
+        """The port really bound (0 may have been asked for); 0 before `start`."""
 
     async def start(self) -> None:
         """Bind and accept. Raises OSError when the address cannot be had."""

@@ -1,0 +1,66 @@
+# Everything that is done with this project, by name. `make` alone lists it.
+
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# What has been installed, and from which pyproject.toml: a changed one is installed again, an unchanged one costs nothing.
+SUM := $(shell cksum < pyproject.toml | cut -d' ' -f1)
+INSTALLED := $(VENV)/.installed-$(SUM)
+DEMO := $(VENV)/.demo-$(SUM)
+# Tests of one file share a worker, so that a server that they share is started once.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile
+LINTED := src tests bench
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo check test bench proto format clean lint tools
+
+help: ## list what can be made
+	@echo "usage: make TARGET"
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1	\2/p' Makefile | expand -t 12
+
+install: $(INSTALLED) ## create .venv with the server and everything to develop it
+
+demo: $(DEMO) ## install, train a model, serve it and ask it
+	$(BIN)/conch demo
+
+check: $(INSTALLED) lint ## lint, types, layers and the fast tests: less than a minute
+	$(PYTEST) -m "not slow"
+
+test: $(INSTALLED) tools lint ## everything, as in CI
+	$(PYTEST)
+
+bench: $(INSTALLED) ## Conch beside the real Triton, about ten minutes (ARGS=--quick: two)
+	bench/triton/setup.sh
+	$(BIN)/python bench/compare.py $(ARGS)
+
+proto: $(INSTALLED) ## generate src/conch/pb from proto/
+	PYTHON=$(CURDIR)/$(BIN)/python sh proto/generate.sh
+
+format: $(INSTALLED) ## format the code
+	$(BIN)/ruff format $(LINTED)
+	$(BIN)/ruff check --fix $(LINTED)
+
+clean: ## remove what can be made again, the virtual environment too
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist demo_repository
+	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check $(LINTED)
+	$(BIN)/ruff format --check $(LINTED)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The clients that the tests drive the server with. Without root or sudo the tests that need a missing one are skipped.
+tools:
+	@sh .ci/tools.sh
+
+$(INSTALLED):
+	sh .ci/install.sh "$(PYTHON)" "$(VENV)" dev
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+$(DEMO):
+	@test -e $(INSTALLED) || sh .ci/install.sh "$(PYTHON)" "$(VENV)" demo
+	@rm -f $(VENV)/.demo-*
+	@touch $@

@@ -1,0 +1,140 @@
+"""Conch beside the real Triton on this machine: one run, alternating rounds, medians of ratios (`make bench`).
+
+Both servers hold the same repository and are driven by the same tools in turn, A B B A: a ratio is taken within a
+round, where the machine was in one mood, and the median of the rounds is reported with its spread. A run that fails
+is repeated once; if it fails again it is reported as failed and its round counts for neither server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from figures import FigureError, Sample, order
+from load import Workload, run
+from models import IMAGE_SHAPE
+from plan import WORKLOADS, Plan
+from raw import best_rate
+from report import Extra, Result, as_json, extras_of, print_report
+from repositories import write_identities, write_repositories
+from servers import Server, ServerError
+
+ROOT = Path(__file__).resolve().parent.parent
+CONSOLE = Console(stderr=True)
+
+
+@dataclass(slots=True)
+class Rounds:
+    """What became of one workload: a sample of each server per round, None where it failed, and why."""
+
+    workload: Workload
+    ours: list[Sample | None] = field(default_factory=list)
+    theirs: list[Sample | None] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _options(argv)
+    triton, perf_analyzer = options.triton / "tritonserver", options.triton / "perf_analyzer"
+    if not triton.exists():
+        CONSOLE.print(f"Triton is not installed in {options.triton}: run bench/triton/setup.sh, or pass --triton DIR")
+        return 2
+    plan = Plan.quick() if options.quick else Plan()
+    if options.rounds:
+        plan = plan.with_rounds(options.rounds)
+    chosen = [p for p in WORKLOADS if not options.only or any(p.workload.name.startswith(o) for o in options.only)]
+    if not chosen:
+        CONSOLE.print(f"--only {options.only} matches none of: {', '.join(p.workload.name for p in WORKLOADS)}")
+        return 2
+    cnn = any(p.workload.model == "cnn" for p in chosen)
+    try:
+        with ExitStack() as stack:
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="conch-bench-")))
+            ours_at, theirs_at = write_repositories(place, cnn=cnn)
+            theirs = stack.enter_context(Server("Triton", [str(triton)], theirs_at, timeout=120))
+            ours = stack.enter_context(Server("Conch", options.conch.split(), ours_at))
+            rounds = [Rounds(p.workload) for p in chosen]
+            _measure(rounds, ours, theirs, perf_analyzer, plan)
+            results = [Result.of(p, r.ours, r.theirs, r.failures) for p, r in zip(chosen, rounds, strict=True)]
+            raw = None
+            if cnn:
+                CONSOLE.print("what the cores allow: ONNX Runtime by itself")
+                raw = best_rate(ours_at / "cnn" / "1" / "model.onnx", IMAGE_SHAPE, plan.raw_seconds)
+        extras: list[Extra] = extras_of(results, raw)
+        if not options.only:
+            extras += _idle(options.conch.split())
+    except ServerError as failure:
+        CONSOLE.print(f"[bold red]a server failed[/]: {failure}", markup=True, highlight=False)
+        return 1
+    print_report(results, extras)
+    if options.json:
+        options.json.write_text(as_json(results, extras))
+        CONSOLE.print(f"written: {options.json}")
+    return 0
+
+
+def _measure(all_rounds: Sequence[Rounds], ours: Server, theirs: Server, perf_analyzer: Path, plan: Plan) -> None:
+    for rounds in all_rounds:
+        workload = rounds.workload
+        if plan.warm_seconds:
+            for server in (theirs, ours):
+                _attempt(workload, server, perf_analyzer, plan.warm_seconds, [])
+        for number, turn in enumerate(order(plan.rounds)):
+            for is_ours in turn:
+                sample = _attempt(workload, ours if is_ours else theirs, perf_analyzer, plan.seconds, rounds.failures)
+                (rounds.ours if is_ours else rounds.theirs).append(sample)
+            CONSOLE.print(f"{workload.name}: round {number + 1} of {plan.rounds}", highlight=False)
+
+
+def _attempt(
+    workload: Workload, server: Server, perf_analyzer: Path, seconds: float, failures: list[str]
+) -> Sample | None:
+    """Two tries; every failure is kept."""
+    for attempt in ("first try", "second try"):
+        try:
+            return run(workload, server, perf_analyzer, seconds)
+        except FigureError as error:
+            server.check()
+            failures.append(f"{server.name}, {attempt}: {error}")
+    return None
+
+
+def _idle(conch: Sequence[str]) -> list[Extra]:
+    """Memory and start-up time of Conch with ten models of the built-in identity backend."""
+    with tempfile.TemporaryDirectory(prefix="conch-bench-") as place:
+        write_identities(Path(place), 10)
+        ready = []
+        for _ in range(3):
+            with Server("Conch", conch, Path(place)) as server:
+                ready.append(server.ready_seconds)
+                pss, rss = server.memory()
+    return [Extra.idle_memory(pss, rss), Extra.ready(sorted(ready)[1])]
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, help="rounds per workload")
+    parser.add_argument("--quick", action="store_true", help="a coarse run of less than two minutes")
+    parser.add_argument("--only", action="append", metavar="PREFIX", help="workloads whose name starts so; repeatable")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures, every round, to FILE")
+    parser.add_argument("--triton", type=Path, default=ROOT / ".cache" / "triton", help="where Triton is installed")
+    parser.add_argument(
+        "--conch",
+        default=str(Path(sys.executable).parent / "tritonserver"),
+        help="the command that takes Triton's flags and is compared with it",
+    )
+    options = parser.parse_args(argv)
+    if options.rounds is not None and options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

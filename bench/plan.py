@@ -1,0 +1,61 @@
+"""What is measured: the workloads, the goals that the ratios are held against, and how long it may take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+from figures import Goal, at_least, at_most
+from load import Workload
+
+#: The identity models: 16 floats in, the same out.
+BODY = json.dumps({"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "data": list(range(16))}]})
+
+MANY = {"throughput": at_least(1.7), "p99_us": at_most(1.0), "cpu_us": at_most(0.35)}
+ONE = {"p50_us": at_most(0.6), "p99_us": at_most(1.0)}
+JSON = {"throughput": at_least(2.5), "p99_us": at_most(1.0)}
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A workload and its goals: figure -> what the median ratio Conch / Triton must be."""
+
+    workload: Workload
+    goals: Mapping[str, Goal]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Rounds per workload, and seconds per run, per warm-up (0: none) and per way of running the raw model."""
+
+    rounds: int = 4
+    seconds: float = 4.5
+    warm_seconds: float = 1.0
+    raw_seconds: float = 2.0
+
+    @classmethod
+    def quick(cls) -> Self:
+        return cls(rounds=2, seconds=0.9, warm_seconds=0.0, raw_seconds=0.7)
+
+    def with_rounds(self, rounds: int) -> Self:
+        return replace(self, rounds=rounds)
+
+
+def _planned(name: str, tool: str, concurrency: int, goals: Mapping[str, Goal], model: str = "identity") -> Planned:
+    body = BODY if tool == "json" else ""
+    return Planned(Workload(f"{name} c={concurrency}", tool, model, concurrency, body=body), goals)
+
+
+WORKLOADS = (
+    _planned("grpc", "grpc", 1, ONE),
+    _planned("grpc", "grpc", 16, MANY),
+    _planned("grpc", "grpc", 64, MANY),
+    _planned("http", "http", 1, ONE),
+    _planned("http", "http", 16, MANY),
+    _planned("http", "http", 64, MANY),
+    _planned("json", "json", 16, JSON),
+    _planned("json", "json", 64, JSON),
+    _planned("cnn", "grpc", 8, {"p99_us": at_most(1.0)}, model="cnn"),
+)

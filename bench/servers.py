@@ -1,0 +1,150 @@
+"""Starts and stops the servers that are compared, and reads what they cost: CPU time, memory, time until ready."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+
+from figures import Counters, parse_statistics
+
+
+class ServerError(RuntimeError):
+    """A server did not start, or went away. The text ends with what it logged last."""
+
+
+class Server:
+    """One server process on free ports of 127.0.0.1, as a context manager."""
+
+    def __init__(self, name: str, command: Sequence[str], repository: Path, timeout: float = 60.0) -> None:
+        self.name = name
+        self.http_port, self.grpc_port, metrics_port = _free_ports(3)
+        self._log = tempfile.TemporaryFile("w+", prefix=f"{name}-")  # noqa: SIM115
+        started = time.monotonic()
+        self.process = subprocess.Popen(
+            [
+                *command,
+                f"--model-repository={repository}",
+                "--http-address=127.0.0.1",
+                "--grpc-address=127.0.0.1",
+                f"--http-port={self.http_port}",
+                f"--grpc-port={self.grpc_port}",
+                f"--metrics-port={metrics_port}",
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            #: Seconds from the start of the process to the first 200 of /v2/health/ready.
+            self.ready_seconds = self._wait(started, timeout)
+        except BaseException:
+            self._kill()
+            raise
+
+    def url(self, protocol: str) -> str:
+        return f"127.0.0.1:{self.grpc_port if protocol == 'grpc' else self.http_port}"
+
+    def counters(self, model: str) -> Counters:
+        return parse_statistics(self._json(f"/v2/models/{model}/stats"))
+
+    def cpu_seconds(self) -> float:
+        """User and system time of the server and of everything it has started, since each began."""
+        total = 0.0
+        for process in self._tree():
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
+
+    def memory(self) -> tuple[float, float]:
+        """Megabytes of the process tree: its proportional share (PSS), and the sum of its resident sizes (RSS)."""
+        pss = rss = 0.0
+        for process in self._tree():
+            with suppress(psutil.NoSuchProcess):
+                info = process.memory_full_info()
+                pss += info.pss
+                rss += info.rss
+        return pss / 1e6, rss / 1e6
+
+    def check(self) -> None:
+        """Raises ServerError if the process is gone."""
+        code = self.process.poll()
+        if code is not None:
+            raise ServerError(f"{self.name} left with exit code {code}\n{self._tail()}")
+
+    def _tree(self) -> list[psutil.Process]:
+        root = psutil.Process(self.process.pid)
+        return [root, *root.children(recursive=True)]
+
+    def _json(self, path: str) -> Any:
+        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=10)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            body = response.read()
+        except OSError as error:
+            self.check()
+            raise ServerError(f"{self.name} does not answer {path}: {error}") from error
+        finally:
+            connection.close()
+        if response.status != 200:
+            raise ServerError(f"{self.name} answers {path} with {response.status}: {body.decode(errors='replace')}")
+        return json.loads(body)
+
+    def _wait(self, started: float, timeout: float) -> float:
+        while time.monotonic() - started < timeout:
+            self.check()
+            connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=5)
+            try:
+                connection.request("GET", "/v2/health/ready")
+                if connection.getresponse().status == 200:
+                    return time.monotonic() - started
+            except OSError:
+                pass
+            finally:
+                connection.close()
+            time.sleep(0.005)
+        raise ServerError(f"{self.name} was not ready within {timeout:g} s\n{self._tail()}")
+
+    def _tail(self) -> str:
+        self._log.seek(0)
+        return "".join(self._log.readlines()[-40:])
+
+    def _kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self._log.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=40)
+        self._kill()
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in sockets]

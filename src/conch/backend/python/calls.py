@@ -1,0 +1,103 @@
+"""The worker's own voice: log lines, early or late answers and questions to the server, from any thread."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from conch.backend.python.channel import ANSWER, AREA, CALL_HEAD, CANCELLED, INLINE, LOG, Readable
+
+#: For this long an answer of the server to "is this request cancelled?" is good.
+_FRESH_NS = 1_000_000
+_LONGEST_LINE = INLINE // 4
+
+
+class Calls:
+    """Speaks on the calls socket. A server that is gone is no error here: the worker is about to end too."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._lock = threading.RLock()
+        #: Whether the server's log shows verbose messages.
+        self.verbose = False
+
+    def log(self, level: int, file: str, line: int, message: str) -> None:
+        if len(message) > _LONGEST_LINE:
+            message = f"{message[:_LONGEST_LINE]} ... ({len(message)} characters in all)"
+        self._send(LOG, level, 0, 0, json.dumps([file, line, message]).encode())
+
+    def answer(self, sequence: int, index: int, entry: dict[str, Any], parts: Sequence[Readable]) -> None:
+        """The answer to one request of batch `sequence`, outside of the answer to the whole batch."""
+        meta = json.dumps(entry).encode()
+        data = b"".join(parts)
+        if len(meta) + len(data) <= INLINE:
+            self._send(ANSWER, 0, sequence, index, meta, data)
+            return
+        descriptor = os.memfd_create("conch", os.MFD_CLOEXEC)
+        try:
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(meta)
+                file.write(data)
+            self._send_file(ANSWER, sequence, index, descriptor, len(meta), len(data))
+        finally:
+            os.close(descriptor)
+
+    def area(self, descriptor: int) -> None:
+        """From the next batch on, inputs are to be laid into this memory."""
+        self._send_file(AREA, 0, 0, descriptor, 0, 0)
+
+    def cancelled(self, sequence: int, index: int) -> bool:
+        with self._lock:
+            self._send(CANCELLED, 0, sequence, index, b"")
+            try:
+                return self._socket.recv(1) == b"\1"
+            except OSError:
+                return True
+
+    def _send(self, kind: int, flags: int, sequence: int, index: int, meta: bytes, data: bytes = b"") -> None:
+        head = CALL_HEAD.pack(kind, flags, sequence, index, len(meta), len(data))
+        with self._lock:
+            try:
+                self._socket.send(head + meta + data)
+            except OSError:
+                pass
+
+    def _send_file(self, kind: int, sequence: int, index: int, descriptor: int, meta: int, data: int) -> None:
+        head = CALL_HEAD.pack(kind, 0, sequence, index, meta, data)
+        with self._lock:
+            try:
+                socket.send_fds(self._socket, [head], [descriptor])
+            except OSError:
+                pass
+
+
+class Cancellation:
+    """Whether one request is cancelled, asked at most once a millisecond."""
+
+    __slots__ = ("_asked_ns", "_known")
+
+    def __init__(self) -> None:
+        self._known = False
+        self._asked_ns = 0
+
+    def ask(self, calls: Calls, sequence: int, index: int) -> bool:
+        now = time.monotonic_ns()
+        if not self._known and now - self._asked_ns > _FRESH_NS:
+            self._known = calls.cancelled(sequence, index)
+            self._asked_ns = time.monotonic_ns()
+        return self._known
+
+
+class Runtime:
+    """What a model's code can reach of its worker through `pb_utils`. One per process."""
+
+    calls: Calls | None = None
+    model_directory = ""
+
+
+runtime = Runtime()

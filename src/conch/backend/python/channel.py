@@ -1,0 +1,109 @@
+"""What the server and a worker process say to each other: message heads, and the memory that both see.
+
+Two sockets of whole packets (SOCK_SEQPACKET) join them. On the *main* one the server sends a batch and the worker sends
+its answer; one batch is under way at a time. On the *calls* one the worker speaks whenever it likes, from any thread:
+log lines, answers given through a response sender, questions. Packets stay small: what exceeds `INLINE` bytes lies in
+an `Area`, and both sides of a main message use one area for each direction, so nothing has to be cleaned up.
+
+This module is used inside the worker, whose interpreter may have numpy and nothing else.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from typing import Union
+
+#: Payloads up to this many bytes travel in the packet itself.
+INLINE = 32_768
+#: No packet is longer.
+PACKET = INLINE + 4096
+#: Where in an area or packet the elements of a tensor may begin.
+ALIGN = 64
+
+# Kinds of messages to the worker, on the main socket.
+START, EXECUTE, PROBE, STOP = 1, 2, 3, 4
+# Kinds of messages to the server, on the main socket.
+READY, REFUSED, COMPLETED, DONE, STATE = 17, 18, 19, 20, 21
+# Kinds of messages to the server, on the calls socket. Only CANCELLED is answered, with one byte.
+LOG, ANSWER, AREA, CANCELLED = 33, 34, 35, 36
+
+# Flags of EXECUTE and DONE.
+#: The meta lies at the start of the area, not in the packet.
+META_IN_AREA = 1
+#: The data lie in the area (behind the meta, if that is there too, at the next multiple of ALIGN).
+DATA_IN_AREA = 2
+#: EXECUTE: all requests have form `number`, data lie input by input. DONE: all responses have layout `number`, data lie
+#: output by output. Without it, data lie request by request and the meta says what they are.
+UNIFORM = 4
+#: EXECUTE: the server's log shows verbose messages.
+VERBOSE = 8
+#: DONE: the model still holds arrays that lie in the input area; a fresh one was sent on the calls socket.
+KEPT = 16
+
+#: kind, flags, sequence of the batch, requests, form number, bytes of meta, bytes of data. Starts, as every data block
+#: does, at a multiple of 8.
+EXECUTE_HEAD = struct.Struct("<BBxxIIIQQ")
+#: kind, flags, sequence, responses, layout number, bytes of meta, bytes of data, monotonic ns: inputs ready, model done.
+DONE_HEAD = struct.Struct("<BBxxIIIQQqq")
+#: kind, flags, sequence of the batch, index in the batch, bytes of meta, bytes of data (ANSWER and CANCELLED).
+CALL_HEAD = struct.Struct("<BBxxIIIQ")
+
+Readable = Union[bytes, bytearray, memoryview]
+
+
+def aligned(position: int) -> int:
+    """The first place from `position` on where a tensor may begin."""
+    return (position + ALIGN - 1) & -ALIGN
+
+
+class Area:
+    """Memory shared by two processes, an anonymous file that vanishes with its last descriptor or mapping.
+
+    It grows and never shrinks. The side that writes calls `reserve`, the other sees the growth in `view`. Arrays over an
+    earlier mapping stay valid: a mapping lives as long as anything refers to it.
+    """
+
+    __slots__ = ("_growth", "_size", "_view", "descriptor")
+
+    def __init__(self, descriptor: int, growth: int) -> None:
+        self.descriptor = descriptor
+        self._growth = growth
+        self._size = os.fstat(descriptor).st_size
+        self._view = self._map(self._size)
+
+    @classmethod
+    def make(cls, size: int, growth: int) -> Area:
+        descriptor = os.memfd_create("conch", os.MFD_CLOEXEC)
+        os.ftruncate(descriptor, size)
+        return cls(descriptor, growth)
+
+    def reserve(self, size: int) -> memoryview:
+        """A writable view of at least `size` bytes; the file grows where it is smaller. Raises OSError."""
+        if size > self._size:
+            wanted = max(size, min(2 * self._size, self._size + (1 << 28)))
+            wanted = -(-wanted // self._growth) * self._growth
+            # Claims the pages now: memory that runs out is an OSError here and would be a SIGBUS later.
+            os.posix_fallocate(self.descriptor, 0, wanted)
+            self._size = wanted
+            self._view = self._map(wanted)
+        return self._view
+
+    def view(self, size: int) -> memoryview:
+        """At least the first `size` bytes, which the other side has written."""
+        if size > self._size:
+            self._size = os.fstat(self.descriptor).st_size
+            self._view = self._map(self._size)
+        return self._view
+
+    def close(self) -> None:
+        """Gives up the descriptor; what still refers to the memory keeps it."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+            self._view = memoryview(b"")
+            self._size = 0
+
+    def _map(self, size: int) -> memoryview:
+        return memoryview(mmap.mmap(self.descriptor, size))

@@ -1,0 +1,241 @@
+"""One execution in the worker: from the server's packet to requests, to the model, and to the packet that answers."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from conch.backend.python.answers import Answers, Reply, check, refusal
+from conch.backend.python.calls import Calls
+from conch.backend.python.channel import (
+    DATA_IN_AREA,
+    DONE,
+    DONE_HEAD,
+    EXECUTE_HEAD,
+    INLINE,
+    KEPT,
+    META_IN_AREA,
+    UNIFORM,
+    VERBOSE,
+    Area,
+    aligned,
+)
+from conch.backend.python.errors import words
+from conch.backend.python.request import Batch, Form, incoming
+from conch.backend.python.tensor import BYTES
+
+_HEAD = EXECUTE_HEAD.size
+_READY_SECONDS = 5.0
+_now = time.monotonic_ns
+
+
+class Executor:
+    """Runs the model. `execute` takes an EXECUTE packet and gives the DONE packet; it raises nothing the model did."""
+
+    def __init__(self, model: Any, instance: str, calls: Calls, inputs: Area, outputs: Area) -> None:
+        self._model = model
+        self._run = model.execute
+        self._instance = instance
+        self._calls = calls
+        self._inputs = inputs
+        self._outputs = outputs
+        self._forms: dict[int, Form] = {}
+        self._answers = Answers()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._unused = _references([np.zeros(1)])
+
+    def execute(self, packet: bytes) -> bytes:
+        _, flags, sequence, count, number, meta_size, size = EXECUTE_HEAD.unpack_from(packet)
+        calls = self._calls
+        calls.verbose = flags & VERBOSE != 0
+        meta = None
+        begin = _HEAD
+        if meta_size:
+            if flags & META_IN_AREA:
+                meta = json.loads(bytes(self._inputs.view(meta_size)[:meta_size]))
+            else:
+                begin += meta_size
+                meta = json.loads(packet[_HEAD:begin])
+            for slot, form in meta["forms"]:
+                self._forms[slot] = Form(form)
+        batch = Batch(calls, sequence, meta["ids"] if meta else None)
+        bases: list[Any] = []
+        source: Any = packet
+        if flags & DATA_IN_AREA:
+            begin = aligned(meta_size) if flags & META_IN_AREA else 0
+            source = self._inputs.view(begin + size)
+        if flags & UNIFORM:
+            batch.form = self._forms[number]
+            columns(batch, count, source, begin, size, meta["lengths"] if meta else (), bases)
+        else:
+            assert meta is not None
+            batch.forms = [self._forms[slot] for slot in meta["numbers"]]
+            rows(batch, source, begin, size, meta["lengths"], bases)
+        input_end = _now()
+        reply, output_start = self._answer(batch, count)
+        flags, tail = self._lay(reply)
+        # From here on, whoever holds a view of the inputs is the model.
+        reply.parts = ()
+        del batch
+        if bases and _references(bases) > self._unused:
+            flags |= KEPT
+            self._inputs.close()
+            self._inputs = Area.make(len(source), len(source))
+            calls.area(self._inputs.descriptor)
+        head = DONE_HEAD.pack(
+            DONE, flags, sequence, count, reply.number, len(reply.meta), reply.size, input_end, output_start
+        )
+        return head + tail
+
+    def is_ready(self) -> bool:
+        """What the model says of itself. An exception, or anything but True, is a no."""
+        try:
+            result = self._model.is_ready()
+            if inspect.isawaitable(result):
+                result = self._finish(asyncio.wait_for(result, _READY_SECONDS))
+        except Exception as error:  # noqa: BLE001  whatever the model's code raises
+            self._calls.log(2, "model.py", 0, f"is_ready of '{self._instance}' failed: {words(error)}")
+            return False
+        return result is True
+
+    def _answer(self, batch: Batch, count: int) -> tuple[Reply, int]:
+        """In a frame of its own: when it returns, nothing of the batch is left but what the model keeps."""
+        try:
+            result = self._run(incoming(batch, count))
+            if type(result) is not list and inspect.isawaitable(result):
+                result = self._finish(result)
+            output_start = _now()
+            text = check(result, count) if type(result) is not list or len(result) != count else ""
+            if not text:
+                try:
+                    return self._answers.gather(result, batch), output_start
+                except AttributeError:
+                    text = check(result, count)
+                    if not text:
+                        raise
+        except (Exception, SystemExit) as error:  # noqa: BLE001  whatever the model's code raises
+            output_start = _now()
+            text = words(error)
+        text = f"Failed to process the request(s) for model '{self._instance}', message: {text}"
+        return refusal(text), output_start
+
+    def _finish(self, awaitable: Any) -> Any:
+        """Coroutines of one instance share a loop."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(self._loop)
+        return self._loop.run_until_complete(awaitable)
+
+    def _lay(self, reply: Reply) -> tuple[int, bytes]:
+        """Put the reply's contents where they belong; gives the flags that say so, and what goes into the packet."""
+        flags, size, parts, meta = reply.flags, reply.size, reply.parts, reply.meta
+        meta_size = len(meta)
+        if meta_size + size <= INLINE:
+            return flags, b"".join([meta, *[part if type(part) is bytes else bytes(part) for part in parts]])
+        begin = 0
+        if meta_size > INLINE:
+            flags |= META_IN_AREA
+            begin = aligned(meta_size)
+        try:
+            view = self._outputs.reserve(begin + size)
+        except OSError as error:
+            reply.fail(f"The outputs of model instance '{self._instance}' need {size} bytes of memory: {error}")
+            return 0, reply.meta
+        if begin:
+            view[:meta_size] = meta
+            meta = b""
+        _write(parts, view, begin)
+        return flags | DATA_IN_AREA, meta
+
+
+def _write(parts: Sequence[Any], view: memoryview, position: int) -> None:
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            target: Any = np.ndarray(part.shape, part.dtype, view, position)  # type: ignore[arg-type]
+            target[...] = part
+            position += part.nbytes
+        else:
+            end = position + len(part)
+            view[position:end] = part
+            position = end
+
+
+def columns(
+    batch: Batch, count: int, source: Any, begin: int, size: int, lengths: Sequence[int], bases: list[Any]
+) -> None:
+    """Cut data that lie input by input: one array per input, each request gets its rows of it.
+
+    From a packet they are copied (it is read-only). In an area the arrays are views: `bases` then holds what all of
+    them refer to.
+    """
+    form = batch.form
+    assert form is not None
+    shared = type(source) is not bytes
+    if shared and size:
+        source = np.frombuffer(source, np.uint8, begin + size)
+        bases.append(source)
+    found: list[Sequence[Any]] = []
+    told = 0
+    for _, kind, dtype, shape, each in form.inputs:
+        if kind == BYTES:
+            mine = lengths[told : told + count]
+            told += count
+            total = sum(mine)
+            raw = memoryview(bytes(source[begin : begin + total]))
+            cuts = []
+            at = 0
+            for length in mine:
+                cuts.append(raw[at : at + length])
+                at += length
+            found.append(cuts)
+        else:
+            total = each * count
+            array: np.ndarray[Any, Any]
+            if count == 1:
+                array = np.ndarray(shape, dtype, source, begin)
+                found.append((array if shared else array.copy(),))
+            else:
+                array = np.ndarray((count, *shape), dtype, source, begin)
+                if not shared:
+                    array = array.copy()
+                found.append(list(array) if shape else [array[row, ...] for row in range(count)])
+        begin = aligned(begin + total) if shared else begin + total
+    batch.columns = found
+
+
+def rows(batch: Batch, source: Any, begin: int, size: int, lengths: Sequence[int], bases: list[Any]) -> None:
+    """Cut data that lie request by request, whose forms differ."""
+    shared = type(source) is not bytes
+    if shared and size:
+        source = np.frombuffer(source, np.uint8, begin + size)
+        bases.append(source)
+    found = []
+    told = iter(lengths)
+    for form in batch.forms:
+        row: list[Any] = []
+        for _, kind, dtype, shape, each in form.inputs:
+            if kind == BYTES:
+                total = next(told)
+                row.append(memoryview(bytes(source[begin : begin + total])))
+            else:
+                total = each
+                array: np.ndarray[Any, Any] = np.ndarray(shape, dtype, source, begin)
+                row.append(array if shared else array.copy())
+            begin = aligned(begin + total) if shared else begin + total
+        found.append(row)
+    batch.rows = found
+
+
+def _references(bases: list[Any]) -> int:
+    """How often the most wanted of `bases` is referred to, by whatever holds a view of it."""
+    most = 0
+    for base in bases:
+        most = max(most, sys.getrefcount(base))
+    return most

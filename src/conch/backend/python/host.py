@@ -1,0 +1,357 @@
+"""An instance of a Python model in the server: one batch at a time goes to its worker process, and back."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+from conch.backend.batch import drop_cancelled
+from conch.backend.python import channel
+from conch.backend.python.channel import DONE_HEAD, Area
+from conch.backend.python.message import Messages
+from conch.backend.python.process import Call, Launch, WorkerProcess, verbose
+from conch.backend.python.reply import Failure, Outcome, Replies
+from conch.backend.python.supervise import Backoff
+from conch.observe.stats import ModelStats
+from conch.types.error import InferError, internal, unavailable
+from conch.types.model import ModelSpec
+from conch.types.request import InferRequest
+from conch.types.response import InferResponse
+
+_now = time.monotonic_ns
+#: How long `finalize` may take, and an answer to `is_ready`, and a worker that has hung up to exit; seconds.
+FINALIZE, READY, EXIT = 10.0, 5.0, 1.0
+
+
+class PythonInstance:
+    """Drives one worker from the event loop; everything but `close` happens on the loop's thread.
+
+    When the worker dies, the batch it had fails and a thread starts a new one. Until that is up, the instance takes no
+    batch; when restarts keep failing, it takes batches and refuses them, so that no request waits for ever.
+    """
+
+    def __init__(self, spec: ModelSpec, stats: ModelStats, loop: asyncio.AbstractEventLoop, launch: Launch) -> None:
+        """Starts the worker and waits until it is ready. Raises InferError."""
+        self._spec = spec
+        self._stats = stats
+        self._loop = loop
+        self._launch = launch
+        self._closing = threading.Event()
+        self._reviver: threading.Thread | None = None
+        self._closed = threading.Lock()
+        self._worker: WorkerProcess | None = None
+        self._batch: Sequence[InferRequest] | None = None
+        self._idle: Callable[[], None] | None = None
+        self._begun_ns = 0
+        self._sequence = 0
+        #: Answered requests of the batch, by index, where they are not all answered at once.
+        self._outcomes: dict[int, Outcome] = {}
+        #: Times of the DONE message that has come while answers from response senders are awaited.
+        self._times: tuple[int, int] | None = None
+        self._trouble: InferError | None = None
+        #: What the model said of itself last, and when it was asked (0: it is not being asked).
+        self._says_ready = True
+        self._asked = 0.0
+        worker, self._has_ready = _start(launch, self._closing)
+        self._backoff = Backoff(time.monotonic())
+        self._alive = True
+        self._post(self._adopt, worker)
+
+    def start(self, batch: Sequence[InferRequest], idle: Callable[[], None]) -> None:
+        self._begun_ns = _now()
+        for request in batch:
+            if request.cancelled:
+                batch = drop_cancelled(batch, self._stats)
+                break
+        if not batch:
+            idle()
+            return
+        self._batch = batch
+        self._idle = idle
+        worker = self._worker
+        if worker is not None:
+            self._send(worker, batch)
+        elif self._trouble is not None:
+            self._fail(self._trouble)
+            self._rest()
+
+    def ready(self) -> bool:
+        """Whether a worker is up and, where the model has `is_ready`, what it answered last. Any thread."""
+        if not self._alive:
+            return False
+        if self._has_ready:
+            self._post(self._probe)
+        return self._says_ready
+
+    def close(self) -> None:
+        with self._closed:
+            self._closing.set()
+            reviver = self._reviver
+            if reviver is not None:
+                reviver.join()
+            handed: Future[WorkerProcess | None] = Future()
+            self._post(self._hand_over, handed)
+            worker = handed.result() if self._loop.is_running() else self._detach()
+            if worker is not None:
+                worker.stop(FINALIZE)
+            self._post(self._abandon)
+
+    # ---- the batch
+
+    def _send(self, worker: WorkerProcess, batch: Sequence[InferRequest]) -> None:
+        self._sequence = sequence = (self._sequence + 1) & 0xFFFFFFFF
+        try:
+            packet = self._messages.batch(batch, sequence, verbose())
+        except Exception as error:  # noqa: BLE001  memory may run out; whatever it is, the requests must be answered
+            self._fail(internal(f"Failed to pass the request(s) to model instance '{self._launch.instance}': {error}"))
+            self._rest()
+            return
+        try:
+            worker.main.send(packet)
+        except OSError:
+            """The worker is dying: its end will be noticed, and the batch fails then."""
+
+    def _readable(self) -> None:
+        worker = self._worker
+        if worker is None:
+            return
+        packet = worker.read_main()
+        if packet is None:
+            return
+        if not packet:
+            self._loop.remove_reader(worker.main.fileno())
+            self._loop.call_later(EXIT, self._put_down, worker)
+        elif packet[0] == channel.DONE:
+            self._done(packet)
+        elif packet[0] == channel.STATE:
+            self._asked = 0.0
+            self._says_ready = packet[1] == 1
+
+    def _done(self, packet: bytes) -> None:
+        head = DONE_HEAD.unpack_from(packet)
+        batch = self._batch
+        if batch is None or head[2] != self._sequence:
+            return
+        if head[1] & channel.KEPT:
+            self._called()
+        try:
+            outcomes = self._replies.settle(packet, head, batch)
+        except Exception as failure:  # noqa: BLE001  the model has a say in what is decoded here
+            self._called()
+            text = str(failure) if isinstance(failure, Failure) else f"its answer cannot be read: {failure!r}"
+            name = self._launch.instance
+            error = internal(f"Failed to process the request(s) for model instance '{name}', message: {text}")
+            self._settle_rest(batch, [error] * len(batch), head[7], head[8])
+            return
+        if outcomes is None:
+            self._stats.executed(batch, self._begun_ns, head[7], head[8], _now())
+            self._rest()
+        else:
+            self._called()
+            self._settle_rest(batch, outcomes, head[7], head[8])
+
+    def _settle_rest(
+        self, batch: Sequence[InferRequest], outcomes: Sequence[Outcome], input_end: int, output_start: int
+    ) -> None:
+        self._times = (input_end, output_start)
+        for index, outcome in enumerate(outcomes):
+            if outcome is not None and index not in self._outcomes:
+                self._answer(batch[index], index, outcome)
+        self._finish(batch)
+
+    def _answer(self, request: InferRequest, index: int, outcome: Outcome) -> None:
+        self._outcomes[index] = outcome
+        if isinstance(outcome, InferResponse):
+            request.sink.reply(request, outcome, True)
+        elif outcome is not None:
+            request.sink.fail(request, outcome)
+
+    def _finish(self, batch: Sequence[InferRequest]) -> None:
+        """Ends the batch if the model is done with it and every request is answered."""
+        if self._times is None or len(self._outcomes) < len(batch):
+            return
+        fine = [request for index, request in enumerate(batch) if isinstance(self._outcomes[index], InferResponse)]
+        failed = [request for index, request in enumerate(batch) if isinstance(self._outcomes[index], InferError)]
+        self._stats.executed(fine, self._begun_ns, *self._times, _now(), failed)
+        self._rest()
+
+    def _fail(self, error: InferError) -> None:
+        """The batch, as far as it is not answered, fails."""
+        batch = self._batch
+        if batch is None:
+            return
+        now = _now()
+        for index, request in enumerate(batch):
+            if index not in self._outcomes:
+                self._answer(request, index, error)
+        fine = [request for index, request in enumerate(batch) if isinstance(self._outcomes[index], InferResponse)]
+        failed = [request for index, request in enumerate(batch) if isinstance(self._outcomes[index], InferError)]
+        times = self._times or (now, now)
+        self._stats.executed(fine, self._begun_ns, *times, now, failed)
+        self._forget_batch()
+
+    def _forget_batch(self) -> None:
+        self._batch = None
+        self._times = None
+        if self._outcomes:
+            self._outcomes = {}
+
+    def _rest(self) -> None:
+        """Ready for the next batch."""
+        self._forget_batch()
+        idle, self._idle = self._idle, None
+        if idle is not None:
+            idle()
+
+    # ---- what the worker says on its own
+
+    def _called(self) -> None:
+        worker = self._worker
+        if worker is None:
+            return
+        for call in worker.read_calls():
+            self._heed(worker, call)
+
+    def _heed(self, worker: WorkerProcess, call: Call) -> None:
+        batch = self._batch
+        current = batch is not None and call.sequence == self._sequence and call.index < len(batch)
+        if call.kind == channel.AREA and call.descriptor >= 0:
+            worker.inputs.close()
+            worker.inputs = self._messages.area = Area(call.descriptor, self._launch.settings.shm_growth)
+        elif call.kind == channel.CANCELLED:
+            gone = not current or batch is None or batch[call.index].cancelled
+            try:
+                worker.calls.send(b"\1" if gone else b"\0")
+            except OSError:
+                """The worker is dying."""
+        elif call.kind == channel.ANSWER and current and batch is not None and call.index not in self._outcomes:
+            try:
+                outcome = self._replies.entry(call.meta, call.data)
+            except Exception as failure:  # noqa: BLE001  the model has a say in what is decoded here
+                outcome = internal(f"The response of model instance '{self._launch.instance}' cannot be read: {failure!r}")
+            self._answer(batch[call.index], call.index, outcome)
+            self._finish(batch)
+
+    def _probe(self) -> None:
+        """Ask the model's `is_ready`. A model that executes keeps the answer it gave before."""
+        worker = self._worker
+        now = time.monotonic()
+        if worker is None:
+            return
+        if self._asked:
+            if now - self._asked > READY and self._batch is None:
+                self._says_ready = False
+            return
+        self._asked = now
+        try:
+            worker.main.send(bytes((channel.PROBE,)))
+        except OSError:
+            """The worker is dying."""
+
+    # ---- life and death of workers
+
+    def _adopt(self, worker: WorkerProcess) -> None:
+        """A worker is up: the loop listens to it, and a batch that waited goes out."""
+        self._messages = Messages(self._spec, worker.inputs)
+        self._replies = Replies(self._spec, worker.outputs)
+        self._worker = worker
+        self._trouble = None
+        self._alive = True
+        self._asked = 0.0
+        self._reviver = None
+        add = self._loop.add_reader
+        add(worker.main.fileno(), self._readable)
+        add(worker.calls.fileno(), self._called)
+        add(worker.stderr, self._complained, worker)
+        add(worker.pidfd, self._died, worker)
+        if self._has_ready:
+            self._probe()
+        if self._batch is not None:
+            self._send(worker, self._batch)
+        else:
+            self._rest()
+
+    def _complained(self, worker: WorkerProcess) -> None:
+        if not worker.read_stderr():
+            self._loop.remove_reader(worker.stderr)
+
+    def _put_down(self, worker: WorkerProcess) -> None:
+        if self._worker is worker:
+            worker.kill()
+
+    def _died(self, worker: WorkerProcess) -> None:
+        if self._worker is not worker:
+            return
+        # What it said before it died counts.
+        for _ in range(2):
+            self._readable()
+        self._called()
+        self._alive = False
+        self._detach()
+        self._fail(internal(worker.bury()))
+        if self._closing.is_set():
+            return
+        wait = self._backoff.died(time.monotonic())
+        self._reviver = threading.Thread(
+            target=self._revive, args=(wait,), name=f"restart {self._launch.instance}", daemon=True
+        )
+        self._reviver.start()
+
+    def _revive(self, wait: float) -> None:
+        """In a thread of its own: start workers until one is up."""
+        while not self._closing.wait(wait):
+            try:
+                worker, self._has_ready = _start(self._launch, self._closing)
+            except InferError as error:
+                wait = self._backoff.failed()
+                if self._backoff.hopeless:
+                    self._post(self._give_up, error)
+            else:
+                self._backoff.started(time.monotonic())
+                self._post(self._adopt, worker)
+                return
+
+    def _give_up(self, error: InferError) -> None:
+        """Restarts keep failing: whoever waits, and who comes now, gets an error."""
+        self._trouble = internal(
+            f"Stub process '{self._launch.instance}' is not healthy. Its worker process cannot be restarted: "
+            f"{error.message}",
+            error.hint,
+        )
+        if self._worker is None:
+            self._fail(self._trouble)
+            self._rest()
+
+    def _abandon(self) -> None:
+        """Closed: whoever still waits, or comes, is refused."""
+        self._alive = False
+        self._trouble = unavailable(f"model instance '{self._launch.instance}' is closed")
+        self._fail(self._trouble)
+        self._rest()
+
+    def _hand_over(self, handed: Future[WorkerProcess | None]) -> None:
+        handed.set_result(self._detach())
+
+    def _detach(self) -> WorkerProcess | None:
+        """The loop listens to the worker no longer."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            for descriptor in (worker.main.fileno(), worker.calls.fileno(), worker.stderr, worker.pidfd):
+                self._loop.remove_reader(descriptor)
+        return worker
+
+    def _post(self, function: Callable[..., None], *arguments: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            """The loop is closed: the server is going down."""
+
+
+def _start(launch: Launch, closing: threading.Event) -> tuple[WorkerProcess, bool]:
+    """A worker that is ready, and whether its model has `is_ready`. Blocks; raises InferError."""
+    worker = WorkerProcess(launch)
+    answer = worker.begin(closing.is_set)
+    return worker, bool(answer["content"]["is_ready"])

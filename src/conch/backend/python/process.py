@@ -1,0 +1,297 @@
+"""A worker process as the server sees it: started, spoken to, watched and ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import socket
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from conch.backend.python import channel
+from conch.backend.python.channel import Area
+from conch.backend.python.settings import Settings
+from conch.types.error import InferError, internal, unavailable
+
+_LOG = logging.getLogger("conch.model")
+_LEVELS = (logging.INFO, logging.WARNING, logging.ERROR, logging.DEBUG)
+_PACKAGE = Path(__file__).parents[2]
+# The worker's interpreter may know nothing of this package and may have no more than numpy. So the package is given
+# to it by its folder alone, without whatever else is installed beside it.
+_BOOT = (
+    "import sys, types; package = types.ModuleType('conch'); package.__path__ = [sys.argv[1]]; "
+    "sys.modules['conch'] = package; from conch.backend.python.worker import main; main(sys.argv[3:])"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """All that is needed to start the worker of an instance, again and again. `start` is the START message."""
+
+    model: str
+    instance: str
+    python: str
+    start: dict[str, Any]
+    settings: Settings
+
+
+@dataclass(slots=True)
+class Call:
+    """A message of the calls socket. `descriptor` is -1 or a file that came with it, which the receiver closes."""
+
+    kind: int
+    flags: int
+    sequence: int
+    index: int
+    meta: bytes
+    data: bytes
+    descriptor: int
+
+
+class WorkerProcess:
+    """One process and what joins us to it. Not thread-safe: its owner hands it from thread to thread."""
+
+    def __init__(self, launch: Launch) -> None:
+        """Starts the process; `begin` then talks to it. Raises InferError."""
+        self.launch = launch
+        self.last_lines: deque[str] = deque(maxlen=20)
+        self._partial = b""
+        settings = launch.settings
+        self.inputs = Area.make(settings.shm_default, settings.shm_growth)
+        self.outputs = Area.make(settings.shm_default, settings.shm_growth)
+        self.main, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.calls, their_calls = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        life, self._life = os.pipe()
+        self.stderr, their_stderr = os.pipe()
+        given = [theirs.fileno(), their_calls.fileno(), self.inputs.descriptor, self.outputs.descriptor, life]
+        command = [launch.python, "-c", _BOOT, str(_PACKAGE), launch.instance]
+        command += [*map(str, given), str(settings.shm_growth)]
+        self.pidfd = -1
+        try:
+            self._process = subprocess.Popen(  # noqa: S603  our own program
+                command, pass_fds=given, stdin=subprocess.DEVNULL, stderr=their_stderr, start_new_session=True
+            )
+        except OSError as error:
+            self.release()
+            raise internal(f"Failed to start the worker of model instance '{launch.instance}': {error}") from error
+        finally:
+            theirs.close()
+            their_calls.close()
+            os.close(life)
+            os.close(their_stderr)
+        self.pidfd = os.pidfd_open(self._process.pid)
+        for descriptor in (self.main.fileno(), self.calls.fileno(), self.stderr):
+            os.set_blocking(descriptor, False)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def begin(self, cancelled: Callable[[], bool]) -> dict[str, Any]:
+        """Send START and wait for the answer (its kind is under the key `kind`). On failure the process is ended."""
+        raw = msgspec.json.encode(self.launch.start)
+        self.inputs.reserve(len(raw))[: len(raw)] = raw
+        self.main.send(bytes((channel.START,)) + len(raw).to_bytes(8, "little"))
+        timeout = self.launch.settings.start_timeout
+        packet = self._await_answer(time.monotonic() + timeout, cancelled)
+        if packet is None:
+            self.stop(0.0)
+            raise unavailable(
+                f"Timed out occurred while waiting for the stub process of '{self.launch.instance}': model.py and its "
+                f"initialize took more than stub-timeout-seconds={timeout:g}",
+                "raise --backend-config=python,stub-timeout-seconds",
+            )
+        if not packet:
+            text = self.bury()
+            raise internal(text)
+        size = int.from_bytes(packet[1:9], "little")
+        content = msgspec.json.decode(bytes(self.outputs.view(size)[:size]))
+        if packet[0] == channel.REFUSED:
+            self.stop(1.0)
+            raise InferError(internal("").code, content["text"], content["details"])
+        return {"kind": packet[0], "content": content}
+
+    def read_main(self) -> bytes | None:
+        """The next packet; empty when the worker has hung up, None when there is none now."""
+        try:
+            return self.main.recv(channel.PACKET)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+
+    def read_calls(self) -> Iterator[Call]:
+        """The waiting messages of the calls socket; log lines are dealt with here."""
+        head = channel.CALL_HEAD
+        while True:
+            try:
+                packet, descriptors, _, _ = socket.recv_fds(self.calls, channel.PACKET, 1)
+            except (BlockingIOError, OSError):
+                return
+            if not packet:
+                return
+            kind, flags, sequence, index, meta, data = head.unpack_from(packet)
+            if kind == channel.LOG:
+                self._log(flags, packet[head.size :])
+                continue
+            body = packet[head.size :]
+            descriptor = descriptors[0] if descriptors else -1
+            if kind == channel.ANSWER and descriptor >= 0:
+                with open(descriptor, "rb") as file:
+                    file.seek(0)
+                    body = file.read()
+                descriptor = -1
+            yield Call(kind, flags, sequence, index, body[:meta], body[meta : meta + data], descriptor)
+
+    def read_stderr(self) -> bool:
+        """Pass on what the worker wrote to its stderr. False when no more will come."""
+        while True:
+            try:
+                chunk = os.read(self.stderr, 65_536)
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+            if not chunk:
+                return False
+            lines = (self._partial + chunk).split(b"\n")
+            self._partial = lines.pop()[-4096:]
+            self.last_lines.extend(line.decode("utf-8", "replace") for line in lines if line.strip())
+            try:
+                os.write(2, chunk)
+            except OSError:
+                """The server's own stderr is closed."""
+
+    def bury(self) -> str:
+        """The process has exited: reap it, end what it left running, free everything. Says what happened."""
+        self._wait(5.0)
+        self.read_stderr()
+        for call in self.read_calls():
+            if call.descriptor >= 0:
+                os.close(call.descriptor)
+        self._reap()
+        lines = [*self.last_lines, *([self._partial.decode("utf-8", "replace")] if self._partial.strip() else [])]
+        self.release()
+        text = (
+            f"Stub process '{self.launch.instance}' is not healthy. The worker process of model "
+            f"'{self.launch.model}' {ending(self._process.returncode)}"
+        )
+        return f"{text} Last lines of its stderr:\n" + "\n".join(lines) if lines else text
+
+    def stop(self, grace: float) -> None:
+        """Ask the worker to finalize, wait up to `grace` seconds, then end it. Blocks; afterwards all is freed."""
+        if grace:
+            try:
+                self.main.send(bytes((channel.STOP,)))
+            except OSError:
+                grace = 0.0
+        if not self._wait(grace):
+            if grace:
+                _LOG.warning(
+                    "worker of model instance '%s' did not finalize within %g s: ending it", self.launch.instance, grace
+                )
+            self._signal(signal.SIGTERM)
+            if not self._wait(1.0 if grace else 0.2):
+                self._signal(signal.SIGKILL)
+                self._wait(10.0)
+        self.read_stderr()
+        self._reap()
+        self.release()
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def release(self) -> None:
+        for sock in (self.main, self.calls):
+            sock.close()
+        for descriptor in (self._life, self.stderr, self.pidfd):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._life = self.stderr = self.pidfd = -1
+        self.inputs.close()
+        self.outputs.close()
+
+    def _await_answer(self, deadline: float, cancelled: Callable[[], bool]) -> bytes | None:
+        poll = select.poll()
+        for descriptor in (self.main.fileno(), self.calls.fileno(), self.stderr, self.pidfd):
+            poll.register(descriptor, select.POLLIN)
+        while time.monotonic() < deadline and not cancelled():
+            for descriptor, event in poll.poll(100):
+                if not event & select.POLLIN or (descriptor == self.stderr and not self.read_stderr()):
+                    poll.unregister(descriptor)
+            for _ in self.read_calls():
+                """Nothing but log lines is said before the model is loaded."""
+            packet = self.read_main()
+            if packet:
+                return packet
+            if packet is not None and self._wait(5.0):
+                return b""
+        return None
+
+    def _wait(self, seconds: float) -> bool:
+        """Whether the process exits within `seconds`; what it says meanwhile is read, so that it can get there."""
+        if self.pidfd < 0:
+            return True
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        deadline = time.monotonic() + seconds
+        step = 1
+        while True:
+            if poll.poll(step):
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            step = min(step * 2, 100)
+            self.read_stderr()
+            for call in self.read_calls():
+                if call.descriptor >= 0:
+                    os.close(call.descriptor)
+            if self.main.fileno() >= 0:
+                self.read_main()
+
+    def _signal(self, number: signal.Signals) -> None:
+        try:
+            signal.pidfd_send_signal(self.pidfd, number)
+        except OSError:
+            """It has exited by itself."""
+
+    def _reap(self) -> None:
+        # The worker leads a session of its own: what it started and left behind ends with it. Its number cannot have
+        # been given to anyone else before it is reaped.
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except OSError:
+            """Nothing was left."""
+        self._process.wait()
+
+    def _log(self, level: int, raw: bytes) -> None:
+        file, line, message = msgspec.json.decode(raw)
+        level = _LEVELS[level] if level < len(_LEVELS) else logging.INFO
+        if _LOG.isEnabledFor(level):
+            _LOG.handle(_LOG.makeRecord(_LOG.name, level, file, line, message, (), None))
+
+
+def ending(code: int) -> str:
+    """How a process ended, from its return code as `subprocess` gives it."""
+    if code >= 0:
+        return f"exited with code {code}."
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    why = " (out of memory is the usual reason)" if name == "SIGKILL" else ""
+    return f"was ended by {name}{why}."
+
+
+def verbose() -> bool:
+    """Whether the server's log shows verbose messages of models."""
+    return _LOG.isEnabledFor(logging.DEBUG)

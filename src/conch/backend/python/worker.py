@@ -1,0 +1,150 @@
+"""The worker process: loads one `model.py` and executes the batches that the server sends, until the server is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import gc
+import importlib
+import inspect
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from conch.backend.python import channel
+from conch.backend.python.calls import Calls, runtime
+from conch.backend.python.channel import Area
+from conch.backend.python.errors import details, printable, words
+from conch.backend.python.execute import Executor
+
+
+def main(arguments: list[str]) -> None:
+    """`arguments` are the descriptors of the main socket, the calls socket, the input and the output area and of a
+    pipe that the server holds open as long as it lives; then the growth of the areas in bytes."""
+    main_fd, calls_fd, input_fd, output_fd, life_fd, growth = map(int, arguments)
+    _end_with_server(life_fd)
+    for descriptor in (main_fd, calls_fd, input_fd, output_fd, life_fd):
+        # The model's own child processes must not keep them open.
+        os.set_inheritable(descriptor, False)
+    sock = socket.socket(fileno=main_fd)
+    calls = runtime.calls = Calls(socket.socket(fileno=calls_fd))
+    inputs, outputs = Area(input_fd, growth), Area(output_fd, growth)
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(line_buffering=True)
+    packet = sock.recv(channel.PACKET)
+    if not packet or packet[0] != channel.START:
+        return
+    size = int.from_bytes(packet[1:9], "little")
+    settings = json.loads(bytes(inputs.view(size)[:size]))
+    calls.verbose = settings["verbose"]
+    try:
+        if settings["complete"]:
+            _say(sock, channel.COMPLETED, _complete(settings), outputs)
+            return
+        model, ready = _load(settings)
+    except _Refusal as refusal:
+        _say(sock, channel.REFUSED, {"text": str(refusal), "details": ""}, outputs)
+        return
+    except (Exception, SystemExit) as error:  # noqa: BLE001  whatever the model's code raises
+        _say(sock, channel.REFUSED, {"text": words(error), "details": details(error)}, outputs)
+        return
+    _say(sock, channel.READY, {"is_ready": ready}, outputs)
+    gc.collect()
+    gc.freeze()
+    try:
+        _serve(sock, Executor(model, settings["instance"], calls, inputs, outputs), model)
+    except (BrokenPipeError, ConnectionResetError):
+        """The server is gone."""
+
+
+class _Refusal(Exception):
+    """The model cannot be loaded, for a reason in words."""
+
+
+def _serve(sock: socket.socket, executor: Executor, model: Any) -> None:
+    execute, recv, send = executor.execute, sock.recv, sock.send
+    while True:
+        packet = recv(channel.PACKET)
+        if not packet:
+            break
+        kind = packet[0]
+        if kind == channel.EXECUTE:
+            send(execute(packet))
+        elif kind == channel.PROBE:
+            send(bytes((channel.STATE, executor.is_ready())))
+        elif kind == channel.STOP:
+            break
+    finalize = getattr(model, "finalize", None)
+    if finalize is not None:
+        finalize()
+
+
+def _say(sock: socket.socket, kind: int, content: Any, outputs: Area) -> None:
+    raw = json.dumps(content).encode()
+    outputs.reserve(len(raw))[: len(raw)] = raw
+    sock.send(bytes((kind,)) + len(raw).to_bytes(8, "little"))
+
+
+def _end_with_server(life: int) -> None:
+    """Let the kernel end this process, however busy, when the other end of the pipe `life` closes."""
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(life, fcntl.F_SETFL, fcntl.fcntl(life, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+def _import(settings: dict[str, Any]) -> Any:
+    """The model's class. The module is called `<version>.<file>`, so that relative imports reach its neighbours."""
+    path = Path(settings["file"])
+    runtime.model_directory = str(path.parent)
+    if not path.is_file():
+        raise _Refusal(f"Python model file not found in '{path}'")
+    sys.path += [str(path.parent), settings["repository"]]
+    pb_utils = importlib.import_module("conch.backend.python.pb_utils")
+    sys.modules["triton_python_backend_utils"] = sys.modules["c_python_backend_utils"] = pb_utils
+    package = ModuleType(path.parent.name)
+    package.__path__ = [str(path.parent)]
+    sys.modules[package.__name__] = package
+    module = importlib.import_module(f"{package.__name__}.{path.stem}")
+    if not hasattr(module, "TritonPythonModel"):
+        raise _Refusal(
+            f"AttributeError: module '{module.__name__}' has no attribute 'TritonPythonModel' ('{path}' must define "
+            "a class of that name)"
+        )
+    return module.TritonPythonModel
+
+
+def _load(settings: dict[str, Any]) -> tuple[Any, bool]:
+    kind = _import(settings)
+    if not callable(getattr(kind, "execute", None)):
+        raise _Refusal(f"Python model {settings['file']} does not implement `execute` method.")
+    model = kind()
+    initialize = getattr(model, "initialize", None)
+    if initialize is not None:
+        result = initialize(settings["arguments"])
+        if inspect.iscoroutine(result):
+            asyncio.new_event_loop().run_until_complete(result)
+    return model, callable(getattr(model, "is_ready", None))
+
+
+def _complete(settings: dict[str, Any]) -> dict[str, Any] | None:
+    kind = _import(settings)
+    complete = getattr(kind, "auto_complete_config", None)
+    if complete is None:
+        return None
+    from conch.backend.python.autocomplete import ModelConfig  # noqa: PLC0415  only a completing worker needs it
+
+    completed = complete(ModelConfig(settings["arguments"]["model_config"]))
+    if not isinstance(completed, ModelConfig):
+        name = settings["arguments"]["model_name"]
+        raise _Refusal(f"auto_complete_config function in model '{name}' must return a valid pb.ModelConfig object.")
+    try:
+        json.dumps(completed.as_dict())
+    except (TypeError, ValueError) as error:
+        raise _Refusal(printable(f"auto_complete_config made a config that is no JSON: {error}")) from error
+    return completed.as_dict()

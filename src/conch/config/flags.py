@@ -1,0 +1,247 @@
+"""The command line: Triton's flags in, `ServerOptions` out."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from conch.config.flag_table import FLAGS, Flag, titles
+from conch.config.flag_values import FlagValueError
+from conch.config.server import (
+    GrpcOptions,
+    HttpOptions,
+    LogOptions,
+    MetricsOptions,
+    RepositoryOptions,
+    ServerOptions,
+)
+
+_REMOTE: Final = ("s3://", "gs://", "as://")
+_LOOPBACK: Final = "127.0.0.1"
+_EVERYWHERE: Final = "0.0.0.0"  # noqa: S104  Triton's default
+
+
+class FlagError(Exception):
+    """The command line cannot be followed; the text is for the person who wrote it."""
+
+
+class HelpAsked(Exception):  # noqa: N818  it is no error
+    """`--help` was given; `text` is the answer."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+
+@dataclass(slots=True)
+class _Given:
+    """What the command line says, flag by flag; repeated flags have a list."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    arguments: list[str] = field(default_factory=list)
+
+
+def parse(argv: Sequence[str], prog: str, environ: Mapping[str, str] = os.environ) -> ServerOptions:
+    """Read `argv` (without the program's own name).
+
+    GNU long options: `--flag=value` or `--flag value`, unique prefixes, `--` ends the flags. As `tritonserver` the
+    listeners are at 0.0.0.0 and arguments that are no flags are refused; as any other program they are at 127.0.0.1
+    and such arguments are model repositories. Raises FlagError and HelpAsked, nothing else.
+    """
+    given = _read(argv, prog)
+    triton = prog == "tritonserver"
+    if given.arguments and triton:
+        raise FlagError(f"Unexpected argument: {given.arguments[0]}")
+    repositories = [*given.values.get("model-store", ()), *given.values.get("model-repository", ())]
+    repositories += given.arguments
+    if not repositories and environ.get("AIP_STORAGE_URI"):
+        repositories = [environ["AIP_STORAGE_URI"]]
+    _check_caches(given.values)
+    options = _options(given.values, tuple(map(_path, repositories)), _EVERYWHERE if triton else _LOOPBACK)
+    _check_repository(options.repository, prog)
+    _check_ports(options)
+    return options
+
+
+def usage(prog: str) -> str:
+    """The text of `--help`, grouped like Triton's."""
+    triton = prog == "tritonserver"
+    lines = [f"Usage: {prog} [options]{'' if triton else ' [MODEL_REPOSITORY ...]'}", "  --help", "\tPrint usage"]
+    for group, title in titles().items():
+        lines += ["", f"{title}:"]
+        for flag in FLAGS.values():
+            if flag.group != group:
+                continue
+            lines.append(f"  --{flag.name} {flag.metavar}".rstrip())
+            text = flag.help.replace("{address}", _EVERYWHERE if triton else _LOOPBACK)
+            if not flag.sets:
+                text += " No effect yet."
+            lines += textwrap.wrap(text, 88, initial_indent="\t", subsequent_indent="\t")
+    return "\n".join(lines) + "\n"
+
+
+# --- from argv to values ---
+
+
+def _read(argv: Sequence[str], prog: str) -> _Given:
+    given = _Given()
+    waiting = list(reversed(argv))
+    while waiting:
+        word = waiting.pop()
+        if word == "--":
+            given.arguments += reversed(waiting)
+            break
+        if not word.startswith("-") or word == "-":
+            given.arguments.append(word)
+            continue
+        if word in ("--help", "-h"):
+            raise HelpAsked(usage(prog))
+        if not word.startswith("--"):
+            raise FlagError(f"{prog}: invalid option -- '{word[1]}'")
+        name, equals, value = word[2:].partition("=")
+        flag = _find(name, word, prog)
+        if flag is None:
+            if equals:
+                raise FlagError(f"{prog}: option '--help' doesn't allow an argument")
+            raise HelpAsked(usage(prog))
+        if flag.read is None:
+            if equals:
+                raise FlagError(f"{prog}: option '--{flag.name}' doesn't allow an argument")
+            given.values[flag.name] = True
+            continue
+        if not equals:
+            if not waiting:
+                raise FlagError(f"{prog}: option '--{flag.name}' requires an argument")
+            value = waiting.pop()
+        _take(given, flag, value)
+    return given
+
+
+def _find(name: str, word: str, prog: str) -> Flag | None:
+    """The flag of that name or unique prefix; None for `--help`."""
+    if name in FLAGS:
+        return FLAGS[name]
+    names = [*FLAGS, "help"]
+    candidates = [each for each in names if each.startswith(name)] if name else []
+    if len(candidates) == 1:
+        return FLAGS.get(candidates[0])
+    if candidates:
+        possible = " ".join(f"'--{each}'" for each in candidates)
+        raise FlagError(f"{prog}: option '{word}' is ambiguous; possibilities: {possible}")
+    # Not at the top: only a wrong command line needs it.
+    from difflib import get_close_matches  # noqa: PLC0415
+
+    near = get_close_matches(name[:100], names, n=3)
+    hint = f"\nDid you mean {' or '.join(f'--{each}' for each in near)}?" if near else ""
+    raise FlagError(f"{prog}: unrecognized option '{word}'{hint}")
+
+
+def _take(given: _Given, flag: Flag, text: str) -> None:
+    assert flag.read is not None
+    try:
+        value = flag.read(text)
+    except FlagValueError as refused:
+        part = f" {refused.part}" if refused.part else ""
+        raise FlagError(f'Bad option: "--{flag.name}{part}".\n{refused}') from None
+    if flag.repeated:
+        given.values.setdefault(flag.name, []).append(value)
+    else:
+        given.values[flag.name] = value
+
+
+# --- from values to options ---
+
+
+def _options(values: Mapping[str, Any], repositories: tuple[Path, ...], address: str) -> ServerOptions:
+    groups: dict[str, dict[str, Any]] = {"http": {"address": address}, "grpc": {"address": address}}
+    for name, value in values.items():
+        group, dot, key = FLAGS[name].sets.rpartition(".")
+        if dot or key in ("id", "exit_timeout"):
+            groups.setdefault(group, {})[key] = value
+    repository = {**groups.get("repository", {}), "paths": repositories}
+    repository["load_models"] = tuple(values.get("load-model", ()))
+    # The deprecated flag says the opposite of "auto-complete"; the newer one wins.
+    repository["auto_complete"] = not (
+        values.get("disable-auto-complete-config") or values.get("strict-model-config", False)
+    )
+    http = HttpOptions(**groups["http"])
+    server = groups.get("", {})
+    return ServerOptions(
+        id=server.get("id", ServerOptions().id),
+        exit_timeout=float(server.get("exit_timeout", ServerOptions().exit_timeout)),
+        http=http,
+        grpc=GrpcOptions(**groups["grpc"]),
+        metrics=MetricsOptions(**{"address": http.address, **groups.get("metrics", {})}),
+        log=LogOptions(**groups.get("log", {})),
+        repository=RepositoryOptions(**repository),
+        backend=_backend(values.get("backend-config", ())),
+        ignored=tuple(f"--{name}" for name in FLAGS if name in values and not FLAGS[name].sets),
+    )
+
+
+def _backend(settings: Sequence[tuple[str, str, str]]) -> Mapping[str, Mapping[str, str]]:
+    result: dict[str, dict[str, str]] = {}
+    for backend, key, value in settings:
+        result.setdefault(backend, {})[key] = value
+    return result
+
+
+def _path(text: str) -> Path:
+    if text.startswith(_REMOTE):
+        raise FlagError(f'Bad option: "--model-repository".\nremote model repositories are not supported yet: {text}')
+    if not text.strip() or "\0" in text:
+        raise FlagError(f'Bad option: "--model-repository".\nInvalid option value. Got {text!r}')
+    return Path(text.removeprefix("file://"))
+
+
+# --- what flags must not say together ---
+
+
+def _check_repository(repository: RepositoryOptions, prog: str) -> None:
+    if repository.load_models and repository.control_mode != "explicit":
+        raise FlagError("Error: Use of '--load-model' requires setting '--model-control-mode=explicit' as well.")
+    if "*" in repository.load_models and len(repository.load_models) > 1:
+        raise FlagError("Wildcard model name '*' must be the ONLY startup model if specified at all.")
+    if not repository.paths:
+        hint = "" if prog == "tritonserver" else f"\nUsage: {prog} MODEL_REPOSITORY"
+        raise FlagError(f"--model-repository must be specified{hint}")
+
+
+def _check_caches(values: Mapping[str, Any]) -> None:
+    caches = {cache for cache, _ in values.get("cache-config", ())}
+    if caches and "response-cache-byte-size" in values:
+        raise FlagError(
+            "Error: Incompatible flags --response-cache-byte-size and --cache-config both provided. "
+            "Please provide one or the other."
+        )
+    if len(caches) > 1:
+        raise FlagError("found multiple cache configurations, but only a single cache is currently supported")
+    for flag, noun in (("http-restricted-api", "api"), ("grpc-restricted-protocol", "protocol")):
+        seen: set[str] = set()
+        for apis, _, _ in values.get(flag, ()):
+            for api in apis:
+                if api in seen:
+                    raise FlagError(
+                        f'Bad option: "--{flag}".\n'
+                        f"restricted {noun} '{api}' can not be specified in multiple config groups"
+                    )
+                seen.add(api)
+
+
+def _check_ports(options: ServerOptions) -> None:
+    listeners = [
+        (name, f"{listener.address}:{listener.port}")
+        for name, listener in (("HTTP", options.http), ("GRPC", options.grpc), ("metrics", options.metrics))
+        if listener.enabled and listener.port
+    ]
+    for index, (name, place) in enumerate(listeners):
+        for other, taken in listeners[index + 1 :]:
+            if place == taken:
+                raise FlagError(
+                    f"The server cannot listen to {name} requests and {other} requests at the same address and "
+                    f"port {place}"
+                )

@@ -1,0 +1,130 @@
+"""Which model configs are refused, in Triton's words. Each rule is one function; `validate` applies them in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from conch.config import batching_rules, ensemble_rules, sequence_rules, tensor_rules
+from conch.config.autofill import PLATFORMS
+from conch.pb.model_config_pb2 import ModelConfig
+from conch.types.error import invalid
+
+#: A rule raises InferError for a config that it refuses. The config is normalised and its backend settled.
+Rule = Callable[[ModelConfig], None]
+
+
+def validate(config: ModelConfig, *, check_io: bool) -> None:
+    """Raise InferError for the first rule that `config` breaks: Triton's text, and in `hint` how to fix it.
+
+    `check_io` false leaves out the rules of inputs and outputs, which a backend may still fill in. Instance groups
+    have their rules in `instances`, for they depend on the machine.
+    """
+    for rule in MODEL_RULES:
+        rule(config)
+    if check_io:
+        for rule in IO_RULES:
+            rule(config)
+
+
+def name_is_given(config: ModelConfig) -> None:
+    if not config.name:
+        raise invalid("model configuration must specify 'name'", 'write name: "..." into the config')
+
+
+def backend_is_given(config: ModelConfig) -> None:
+    if not config.backend and config.platform != "ensemble":
+        raise invalid(
+            f"unexpected platform type '{config.platform}' for {config.name}",
+            f"set 'backend' instead of 'platform'; platforms are {', '.join([*PLATFORMS, 'ensemble'])}",
+        )
+
+
+def ensemble_has_no_backend(config: ModelConfig) -> None:
+    if config.backend and config.platform == "ensemble":
+        raise invalid(
+            f"Ensemble model '{config.name}' must have platform type 'ensemble' and empty backend type",
+            "remove 'backend'",
+        )
+
+
+def platform_suits_backend(config: ModelConfig) -> None:
+    wanted = PLATFORMS.get(config.platform)
+    foreign = bool(config.platform) and wanted is None and config.backend in PLATFORMS.values()
+    if (wanted is not None and wanted != config.backend) or foreign:
+        raise invalid(
+            f"unexpected 'platform' and 'backend' pair, got:{config.platform}, {config.backend}",
+            "remove 'platform': 'backend' alone is enough",
+        )
+
+
+def batch_size_is_not_negative(config: ModelConfig) -> None:
+    if config.max_batch_size < 0:
+        raise invalid(
+            f"'max_batch_size' must be non-negative value for {config.name}", "use 0 for a model that does not batch"
+        )
+
+
+def cache_suits_scheduler(config: ModelConfig) -> None:
+    if config.response_cache.enable and config.HasField("sequence_batching"):
+        raise invalid(
+            f"Response Cache does not currently support model {config.name} with sequence batching scheduler. "
+            "Please disable the response cache.",
+            "remove 'response_cache'",
+        )
+
+
+def cache_suits_transactions(config: ModelConfig) -> None:
+    if config.response_cache.enable and config.model_transaction_policy.decoupled:
+        raise invalid(
+            f"Response Cache does not currently support model {config.name} with 'decoupled' transaction policy. "
+            "Please disable the response cache.",
+            "remove 'response_cache'",
+        )
+
+
+def metrics_are_complete(config: ModelConfig) -> None:
+    hint = 'write metric_control { metric_identifier { family: "..." } histogram_options { buckets: [ ... ] } }'
+    for control in config.model_metrics.metric_control:
+        if not control.HasField("metric_identifier"):
+            raise invalid("metric control must specify 'metric_identifier'", hint)
+        if not control.metric_identifier.family:
+            raise invalid("metric identifier must specify non-empty 'family'", hint)
+        if not control.HasField("histogram_options"):
+            raise invalid("metric control must specify 'histogram_options'", hint)
+        if not control.histogram_options.buckets:
+            raise invalid("histogram options must specify non-empty 'buckets'", hint)
+
+
+def warmup_inputs_are_complete(config: ModelConfig) -> None:
+    for warmup in config.model_warmup:
+        for name in sorted(warmup.inputs):
+            given = warmup.inputs[name]
+            if any(dim < 0 for dim in given.dims):
+                raise invalid(
+                    f"warmup setting expects all variable-size dimensions are specified for input '{name}'",
+                    f"write a size instead of -1 in the dims of '{name}' in model_warmup",
+                )
+            if given.WhichOneof("input_data_type") is None:
+                raise invalid(
+                    f"[request id: <id_unknown>] warmup setting expects input '{name}' to have input_data_type set",
+                    f"give '{name}' in model_warmup one of zero_data, random_data and input_data_file",
+                )
+
+
+MODEL_RULES: Final[tuple[Rule, ...]] = (
+    name_is_given,
+    backend_is_given,
+    ensemble_has_no_backend,
+    platform_suits_backend,
+    batch_size_is_not_negative,
+    *batching_rules.RULES,
+    *sequence_rules.RULES,
+    *ensemble_rules.RULES,
+    cache_suits_scheduler,
+    cache_suits_transactions,
+    metrics_are_complete,
+    warmup_inputs_are_complete,
+)
+
+IO_RULES: Final[tuple[Rule, ...]] = tensor_rules.RULES

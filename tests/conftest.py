@@ -1,0 +1,11 @@
+"""Makes the shared builders (`support`) and the benchmark's modules importable by the tests."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+for place in (TESTS, TESTS.parent / "bench"):
+    if str(place) not in sys.path:
+        sys.path.insert(0, str(place))

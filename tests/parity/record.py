@@ -1,0 +1,49 @@
+"""Asks the real Triton all cases and writes its answers to golden.json: `python tests/parity/record.py --triton DIR`.
+
+DIR is where `bench/triton/setup.sh` has installed Triton.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+sys.path[:0] = [str(HERE.parent)]
+
+from parity import cases, models  # noqa: E402
+from parity.replay import replay  # noqa: E402
+from support.server import Server  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--triton", type=Path, default=ROOT / ".cache" / "triton", help="where Triton is installed")
+    parser.add_argument("--only", choices=("none", "explicit"), help="record only one of the two servers")
+    options = parser.parse_args()
+    command = (str(options.triton / "tritonserver"),)
+    if not Path(command[0]).exists():
+        parser.error(f"{command[0]} is not there: run `bench/triton/setup.sh {options.triton}` first, or pass --triton")
+    golden_file = HERE / "golden.json"
+    golden = json.loads(golden_file.read_text()) if golden_file.exists() else {}
+    for mode, asked, flags in (
+        ("none", cases.NONE, ()),
+        ("explicit", cases.EXPLICIT, cases.EXPLICIT_FLAGS),
+    ):
+        if options.only not in (None, mode):
+            continue
+        with tempfile.TemporaryDirectory() as directory:
+            repository = Path(directory).resolve()
+            models.write_repository(repository, oracle=True, broken=mode == "explicit")
+            with Server(repository, *flags, command=command, timeout=120) as server:
+                golden[mode] = replay(server, asked, repository)
+        print(f"{mode}: {len(golden[mode])} answers")
+    golden_file.write_text(json.dumps(golden, indent=1, ensure_ascii=False, sort_keys=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

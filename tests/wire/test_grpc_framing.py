@@ -1,0 +1,258 @@
+"""gRPC's own rules over HTTP/2: content types, prefixes, encodings, deadlines, cancelling, draining."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from conch.pb import grpc_service_pb2 as pb
+from conch.protocol.v2.grpc_status import percent_encode
+from conch.transport import http2_frames as h2
+from conch.transport.grpc_headers import parse_timeout
+from conch.transport.http2_frames import ErrorCode as E
+from conch.types.error import Code, InferError
+from support.h2client import INFER, LIVE, Served, block, data, framed, headers, infer, infer_message
+
+LOAD = b"/inference.GRPCInferenceService/RepositoryModelLoad"
+
+
+@pytest.fixture
+def served():
+    server = Served()
+    yield server
+    server.close()
+
+
+def call(served: Served, path: bytes, message: bytes = b"", *extra: tuple[bytes, bytes]) -> tuple[int, str]:
+    served.feed(headers(1, block(path, *extra)) + data(1, framed(message)))
+    return served.status(1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        (((b":method", b"GET"), (b":scheme", b"http"), (b":path", LIVE)), "405"),
+        (((b":method", b"POST"), (b":scheme", b"http"), (b":path", LIVE)), "415"),
+        (((b":method", b"POST"), (b":scheme", b"http"), (b":path", LIVE), (b"content-type", b"text/plain")), "415"),
+    ],
+)
+def test_who_does_not_speak_grpc_gets_an_http_status(served: Served, fields: object, status: str) -> None:
+    """Other methods are 405, other content types 415."""
+    served.feed(headers(1, block(base=fields), end=True))
+    served.frames()
+    assert served.fields[1][":status"] == status
+
+
+@pytest.mark.parametrize("kind", [b"application/grpc+proto", b"application/grpc;charset=utf-8"])
+def test_content_type_may_name_the_codec(served: Served, kind: bytes) -> None:
+    """application/grpc may have a suffix or parameters."""
+    base = ((b":method", b"POST"), (b":scheme", b"http"), (b":path", LIVE), (b"content-type", kind))
+    served.feed(headers(1, block(base=base)) + data(1, framed()))
+    assert served.status(1) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "text"),
+    [
+        (b"", 13, "the call has ended with no message"),
+        (b"\0\0", 13, "the call has ended with only a part of its message"),
+        (b"\0\0\0\0\5abc", 13, "the call has ended with only a part of its message"),
+        (framed() + b"x", 13, "the call takes one message, but more was sent"),
+        (framed() + framed(), 13, "the call takes one message, but more was sent"),
+        (b"\1\0\0\0\0", 13, "the message is marked as compressed, but grpc-encoding names no compression"),
+        (b"\7\0\0\0\0", 13, "the message's first byte is 7, expected 0 or 1"),
+        (framed(b"\x0a\xff"), 13, "Unable to parse request"),
+    ],
+)
+def test_broken_bodies(served: Served, body: bytes, status: int, text: str) -> None:
+    """A body that is not exactly one readable message is answered with the reason."""
+    served.feed(headers(1, block(INFER)), data(1, body))
+    assert served.status(1) == (status, text)
+    assert not served.connection.streams
+
+
+@pytest.mark.parametrize(
+    ("path", "extra", "status", "text"),
+    [
+        (b"/inference.GRPCInferenceService/Nope", (), 12, "there is no method /inference.GRPCInferenceService/Nope"),
+        (
+            b"/inference.GRPCInferenceService/TraceSetting", (), 12,
+            "/inference.GRPCInferenceService/TraceSetting is not supported yet",
+        ),
+        (LIVE, ((b"grpc-encoding", b"gzip"),), 12,
+         "the message encoding 'gzip' is not supported, send it uncompressed"),
+        (LIVE, ((b"grpc-encoding", b"identity"),), 0, ""),
+        (LIVE, ((b"grpc-timeout", b"5x"),), 13,
+         "malformed grpc-timeout b'5x', expected up to 8 digits and a unit"),
+        (LIVE, ((b"grpc-timeout", b"5S"),), 0, ""),
+    ],
+)  # fmt: skip
+def test_headers_decide(served: Served, path: bytes, extra: tuple, status: int, text: str) -> None:
+    """Unknown methods, encodings and malformed deadlines are told apart by status and text."""
+    assert call(served, path, b"", *extra) == (status, text)
+    if text.startswith("the message encoding"):
+        assert served.fields[1]["grpc-accept-encoding"] == "identity"
+
+
+def test_a_deadline_cancels() -> None:
+    """When the client's time is over it gets DEADLINE_EXCEEDED, and the request is marked as cancelled."""
+    served = Served("hold")
+    served.feed(infer(1, None, (b"grpc-timeout", b"1n")))
+    (request,) = served.scheduler.held
+    while not request.cancelled:
+        served.turn()
+    served.turn()
+    assert served.status(1) == (4, "Deadline Exceeded")
+    served.scheduler.release()
+    served.turn()
+    assert 1 not in served.messages
+    served.close()
+
+
+@pytest.mark.parametrize("how", ["reset", "lost"])
+def test_who_leaves_is_not_computed_for(how: str) -> None:
+    """RST_STREAM or a lost connection marks the request as cancelled, and a late answer is swallowed."""
+    served = Served("hold")
+    served.feed(infer(1))
+    (request,) = served.scheduler.held
+    if how == "reset":
+        served.feed(h2.rst_stream(1, E.CANCEL))
+    else:
+        served.connection.connection_lost(None)
+    assert request.cancelled
+    served.scheduler.release()
+    served.turn()
+    assert 1 not in served.messages
+    assert not served.connection.streams
+    served.loop.close()
+
+
+def test_an_answered_request_is_not_cancelled() -> None:
+    """`cancelled` stays false on requests that were answered."""
+    served = Served("hold")
+    served.feed(infer(1))
+    (request,) = served.scheduler.held
+    served.scheduler.release()
+    served.turn()
+    assert served.status(1) == (0, "")
+    assert not request.cancelled
+    served.close()
+
+
+def test_errors_of_the_model() -> None:
+    """An InferError becomes its gRPC status, its message percent-encoded, in trailers only."""
+    served = Served()
+    served.scheduler.error = InferError(Code.UNAVAILABLE, "50 % süß\n")
+    served.feed(infer(1))
+    assert served.status(1) == (14, "50 %25 s%C3%BC%C3%9F%0A")
+    assert 1 not in served.messages
+    served.close()
+
+
+def test_more_than_one_answer() -> None:
+    """A model that answers twice gets its caller an error."""
+    served = Served("hold")
+    served.feed(infer(1))
+    (request,) = served.scheduler.held
+    request.sink.reply(request, None, final=False)
+    served.scheduler.release()
+    served.turn()
+    assert served.status(1) == (13, "expected a single response, got 2")
+    served.close()
+
+
+def test_draining() -> None:
+    """After stop_accepting new calls fail, also on known headers; health is answered, calls in flight end well."""
+    served = Served("hold")
+    served.feed(infer(1))
+    served.grpc.stop_accepting()
+    served.turn()
+    assert served.goaway() == E.NO_ERROR
+    text = "GRPC server is shutting down and has stopped accepting new requests."
+    served.feed(infer(3), headers(5) + data(5, framed()))
+    assert served.status(3) == (14, text)
+    assert served.status(5) == (0, "")
+    assert served.grpc.inflight() == 1
+    served.scheduler.release()
+    served.turn()
+    assert served.status(1) == (0, "")
+    assert (served.grpc.inflight(), served.grpc.connections()) == (0, 1)
+    served.close()
+    assert served.grpc.connections() == 0
+
+
+def test_answers_are_headers_message_trailers(served: Served) -> None:
+    """Every answer, first or later, is HEADERS, DATA with the prefix, and HEADERS that end the stream."""
+    for stream in (1, 3, 5):
+        served.feed(infer(stream, infer_message("é" * stream)))
+        kinds = [(kind, flags) for kind, flags, number, _ in served.frames() if number == stream]
+        assert kinds == [(h2.HEADERS, 4), (h2.DATA, 0), (h2.HEADERS, 5)]
+        assert served.fields[stream] == {
+            ":status": "200", "content-type": "application/grpc", "grpc-status": "0",
+        }  # fmt: skip
+        raw = served.messages[stream]
+        assert struct.unpack(">BI", raw[:5]) == (0, len(raw) - 5)
+        assert pb.ModelInferResponse.FromString(raw[5:]).id == "é" * stream
+
+
+PARAMETER = pb.ModelRepositoryParameter
+LOADS = {
+    "config": ({"config": PARAMETER(string_param="{}")}, (0, "")),
+    "file": ({"file:1/a": PARAMETER(bytes_param=b"x")}, (0, "")),
+    "unknown": ({"foo": PARAMETER(string_param="x")}, (3, "unrecognized load parameter 'foo'.")),
+    "config kind": (
+        {"config": PARAMETER(bytes_param=b"x")},
+        (3, "invalid value type for load parameter 'config', expected string_param."),
+    ),
+    "file kind": (
+        {"file:1/a": PARAMETER(string_param="x")},
+        (3, "invalid value type for load parameter 'file:1/a', expected bytes_param."),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_load_parameters(served: Served, name: str) -> None:
+    """`config` is a string, `file:` raw bytes, anything else is refused in Triton's words."""
+    parameters, expected = LOADS[name]
+    request = pb.RepositoryModelLoadRequest(model_name="identity", parameters=parameters)
+    assert call(served, LOAD, request.SerializeToString()) == expected
+    assert bool(served.control.calls) == (expected[0] == 0)
+
+
+def test_a_load_that_fails(served: Served) -> None:
+    """The load's own error is the call's."""
+    request = pb.RepositoryModelLoadRequest(model_name="broken")
+    assert call(served, LOAD, request.SerializeToString()) == (3, "load failed for model 'broken': it is")
+
+
+def test_repository_names_are_refused(served: Served) -> None:
+    """There is one repository name space, as in Triton."""
+    request = pb.RepositoryModelLoadRequest(repository_name="x", model_name="identity")
+    assert call(served, LOAD, request.SerializeToString()) == (
+        12, "'repository_name' specification is not supported",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "wire"), [("plain", b"plain"), ("a%b", b"a%25b"), ("ä\n", b"%C3%A4%0A"), ("\ud800", b"?")]
+)
+def test_percent_encoding(text: str, wire: bytes) -> None:
+    """Everything but printable ASCII and the percent sign is escaped."""
+    assert percent_encode(text) == wire
+
+
+def test_long_messages_are_cut() -> None:
+    """grpc-message stays within what clients take as trailers."""
+    assert len(percent_encode("x" * 100_000)) == 4099
+
+
+@pytest.mark.parametrize(
+    ("wire", "seconds"),
+    [(b"1H", 3600), (b"2M", 120), (b"3S", 3), (b"4m", 0.004), (b"5u", 5e-6), (b"6n", 6e-9), (b"123456789S", None),
+     (b"S", None), (b"", None), (b"1s", None), (b"-1S", None)],
+)  # fmt: skip
+def test_timeouts(wire: bytes, seconds: float | None) -> None:
+    """One to eight digits and a unit."""
+    assert parse_timeout(wire) == (None if seconds is None else pytest.approx(seconds))

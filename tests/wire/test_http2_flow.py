@@ -1,0 +1,216 @@
+"""Flow control both ways, back-pressure and time-outs."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conch.pb import grpc_service_pb2 as pb
+from conch.transport import http2_frames as h2
+from conch.transport.http2_frames import ErrorCode as E
+from conch.transport.http2_limits import Limits
+from support.h2client import INFER, Served, block, data, framed, headers, infer, infer_message
+
+
+def greeting(**values: int) -> bytes:
+    return h2.PREFACE + h2.settings({getattr(h2, f"SETTINGS_{name}"): value for name, value in values.items()})
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 3000), st.integers(100, 9000), st.lists(st.tuples(st.booleans(), st.integers(1, 4000)), max_size=40)
+)
+def test_windows_are_never_exceeded(window: int, size: int, updates: list[tuple[bool, int]]) -> None:
+    """No more DATA leaves than the peer's windows allow, frames keep to its size, and in the end all arrives."""
+    served = Served(greeting=greeting(INITIAL_WINDOW_SIZE=window))
+    values = range(size // 4)
+    served.feed(infer(1, infer_message("x", values)))
+    allowed, sent = {0: 65_535, 1: window}, 0
+
+    def look() -> None:
+        nonlocal sent
+        for kind, _, _, payload in served.frames():
+            if kind == h2.DATA:
+                assert len(payload) <= 16_384
+                sent += len(payload)
+        assert sent <= min(allowed.values())
+
+    look()
+    for whole, increment in [*updates, (False, 50_000)]:
+        if 1 not in served.connection.streams:
+            break
+        number = 0 if whole else 1
+        allowed[number] += increment
+        served.feed(h2.window_update(number, increment))
+        look()
+    assert served.status(1) == (0, "")
+    answer = pb.ModelInferResponse.FromString(served.messages[1][5:])
+    assert answer.raw_output_contents[0] == struct.pack(f"<{len(values)}f", *values)
+    assert served.connection.sender.pending == 0
+    served.close()
+
+
+def test_settings_change_open_windows() -> None:
+    """A larger SETTINGS_INITIAL_WINDOW_SIZE releases what waited; a smaller one makes a window negative."""
+    served = Served(greeting=greeting(INITIAL_WINDOW_SIZE=100))
+    served.feed(infer(1, infer_message("x", range(100))))
+    assert len(served.connection.sender.blocked) == 1
+    served.feed(h2.settings({h2.SETTINGS_INITIAL_WINDOW_SIZE: 10}))
+    served.feed(h2.window_update(1, 90))
+    served.frames()
+    assert len(served.messages[1]) == 100
+    served.feed(h2.settings({h2.SETTINGS_INITIAL_WINDOW_SIZE: 10_000}))
+    assert served.status(1) == (0, "")
+    served.close()
+
+
+def test_answers_share_the_connection_window() -> None:
+    """A stream without a window of its own does not hold up the others."""
+    served = Served(greeting=greeting(INITIAL_WINDOW_SIZE=50))
+    served.feed(infer(1, infer_message("x", range(100))), infer(3, infer_message("y", range(100))))
+    served.feed(h2.window_update(3, 1000))
+    assert served.status(3) == (0, "")
+    served.feed(h2.rst_stream(1, E.CANCEL))
+    assert (served.connection.sender.pending, served.connection.sender.blocked) == (0, {})
+    served.close()
+
+
+def test_frame_size_of_the_peer() -> None:
+    """A peer that takes larger frames gets them."""
+    served = Served(
+        greeting=greeting(MAX_FRAME_SIZE=1 << 20, INITIAL_WINDOW_SIZE=1 << 24) + h2.window_update(0, 1 << 24)
+    )
+    served.feed(infer(1, infer_message("x", range(50_000))))
+    sizes = [len(payload) for kind, _, _, payload in served.frames() if kind == h2.DATA]
+    assert len(sizes) == 1
+    assert sizes[0] > 200_000
+    served.close()
+
+
+def test_receive_windows_are_returned() -> None:
+    """When half of a window is used it is given back, on the stream only while more may come."""
+    served = Served()
+    served.feed(headers(1, block(INFER)))
+    sent = 0
+    seen: dict[int, int] = {0: 0, 1: 0}
+    served.feed(data(1, struct.pack(">BI", 0, 100 << 20), end=False))
+    while sent < 80 << 20:
+        served.feed(data(1, bytes(1 << 20), end=False))
+        sent += 1 << 20
+        for kind, _, stream, payload in served.frames():
+            if kind == h2.WINDOW_UPDATE:
+                seen[stream] += int.from_bytes(payload, "big")
+    limits = Limits()
+    assert sent - seen[1] <= limits.stream_window // 2 + (1 << 20)
+    assert sent - seen[0] <= limits.connection_window // 2 + (1 << 20)
+    served.close()
+
+
+def test_announced_sizes_allocate_nothing() -> None:
+    """A message that only announces two gigabytes takes no memory."""
+    served = Served()
+    served.feed(headers(1, block(INFER)), data(1, struct.pack(">BI", 0, 2**31 - 1) + b"abc", end=False))
+    inbox = served.connection.streams[1]._inbox
+    assert len(inbox._message) == 3
+    served.close()
+
+
+def test_message_size_is_limited_at_once() -> None:
+    """A message above the limit fails as soon as its size is known; its late frames are ignored."""
+    served = Served(max_message_size=1000)
+    served.feed(headers(1, block(INFER)), data(1, struct.pack(">BI", 0, 1001), end=False))
+    assert served.status(1) == (8, "Received message larger than max (1001 vs. 1000)")
+    served.feed(data(1, bytes(100), end=False), data(1, bytes(901)))
+    assert not served.wire.closed
+    served.feed(headers(3, block(INFER)) + data(3, framed(bytes(1001))))
+    assert served.status(3) == (8, "Received message larger than max (1001 vs. 1000)")
+    served.close()
+
+
+def test_a_peer_that_does_not_read_is_not_read() -> None:
+    """While the socket's buffer is full no DATA is made and nothing is read; afterwards both go on."""
+    served = Served("hold")
+    served.feed(infer(1, infer_message("x", range(100))))
+    served.connection.pause_writing()
+    assert served.wire.reading_paused
+    served.scheduler.release()
+    served.turn()
+    served.frames()
+    assert 1 not in served.messages
+    served.connection.resume_writing()
+    served.turn()
+    assert not served.wire.reading_paused
+    assert served.status(1) == (0, "")
+    served.close()
+
+
+@pytest.mark.parametrize("mode", ["preface", "frame", "block", "body", "stalled", "goaway"])
+def test_slow_peers_are_given_up(mode: str) -> None:
+    """No progress within the time-out ends the connection, or the stream that it concerns."""
+    sent = {"preface": h2.PREFACE[:10]}.get(mode)
+    served = Served(greeting=sent)
+    connection = served.connection
+    if mode == "frame":
+        served.feed(headers(1)[:-3])
+    elif mode == "block":
+        served.feed(h2.frame(h2.HEADERS, 0, 1, block()))
+    elif mode == "body":
+        served.feed(headers(1))
+    elif mode == "stalled":
+        connection.pause_writing()
+    elif mode == "goaway":
+        connection.shut(E.NO_ERROR)
+    now = served.loop.time() + 1
+    connection.check(now)
+    assert not served.wire.aborted
+    connection.check(now + 30)
+    connection.check(now + 61)
+    if mode == "body":
+        assert served.resets() == {1: E.CANCEL}
+        assert not served.wire.closed
+    elif mode in ("stalled", "goaway"):
+        assert served.wire.aborted
+    else:
+        assert served.goaway() == E.SETTINGS_TIMEOUT
+    served.close()
+
+
+def test_an_idle_connection_stays() -> None:
+    """A greeted peer without requests, or that waits for an answer, may be silent for ever."""
+    served = Served("hold")
+    served.feed(infer(1))
+    for now in range(0, 10_000, 100):
+        served.connection.check(now + 1.0)
+    assert not served.wire.closed
+    assert 1 in served.connection.streams
+    served.close()
+
+
+def test_one_write_per_burst() -> None:
+    """Sixteen requests in one read are answered with one write."""
+    served = Served()
+    served.feed(infer(1))
+    before = served.wire.writes
+    served.feed(b"".join([infer(stream) for stream in range(3, 35, 2)]))
+    assert served.wire.writes == before + 1
+    assert all(served.status(stream) == (0, "") for stream in range(3, 35, 2))
+    served.close()
+
+
+@pytest.mark.parametrize("when", ["first", "later"])
+def test_a_peer_without_a_header_table(when: str) -> None:
+    """After SETTINGS_HEADER_TABLE_SIZE 0 answers refer to no table entry (the decoder here would fail)."""
+    served = Served()
+    if when == "later":
+        served.feed(infer(1), infer(3))
+        served.frames()
+    served.feed(h2.settings({h2.SETTINGS_HEADER_TABLE_SIZE: 0}))
+    served._decoder.max_allowed_table_size = 0
+    for stream in (5, 7, 9):
+        served.feed(infer(stream))
+        assert served.status(stream) == (0, "")
+    assert served._decoder.header_table_size == 0
+    served.close()
