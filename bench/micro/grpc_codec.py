@@ -24,7 +24,7 @@ from conch.pb import grpc_service_pb2 as pb
 from conch.protocol.v2.grpc import GrpcCodec
 from conch.transport import http2_frames as h2
 from conch.transport.grpc import GrpcTransport
-from support.plane import RecordingControl, echo_plane  # type: ignore[import-not-found]
+from support.plane import RecordingControl, echo_plane
 
 PER_READ = 16
 #: A gRPC client's header block once both sides know it: all fields from the tables.

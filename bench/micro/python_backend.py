@@ -104,9 +104,7 @@ def main() -> None:
         """The standard loop does as well."""
     threading.Thread(target=loop.run_forever, daemon=True).start()
     shape = (1, arguments.elements)
-    spec = ModelSpec(
-        "bench", 1, 64, (TensorSpec("X", FP32, shape[1:]),), (TensorSpec("Y", FP32, shape[1:]),)
-    )
+    spec = ModelSpec("bench", 1, 64, (TensorSpec("X", FP32, shape[1:]),), (TensorSpec("Y", FP32, shape[1:]),))
     size = math.prod(shape) * 4
     form = RequestForm(
         RequestHead("bench"), None, lambda _: None, 1, 0, (0,), (0,), (shape,), (shape,), (size,), (size // 4,), 1,

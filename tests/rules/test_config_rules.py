@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from support.configs import TENSORS, ensemble, model, step
 
 from conch.config.rules import IO_RULES, MODEL_RULES, validate
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.error import Code, InferError
+from support.configs import TENSORS, ensemble, model, step
 
 
 def refusal(config: ModelConfig, *, check_io: bool = True) -> InferError:

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.python_models import array_of, form_for
-from support.requests import Recorder
 
 from conch.backend.python import message, pb_utils
 from conch.backend.python.answers import LAYOUTS
@@ -27,6 +25,8 @@ from conch.types.model import ModelSpec, TensorSpec
 from conch.types.request import InferRequest, RequestForm
 from conch.types.response import InferResponse
 from conch.types.tensor import from_numpy
+from support.python_models import array_of, form_for
+from support.requests import Recorder
 
 KINDS = ("UINT8", "FP64", "BYTES", "BF16")
 SPEC = ModelSpec(
@@ -145,9 +145,9 @@ def test_any_batch_comes_back_as_it_was(known: list[RequestForm], batches: list[
     model = Echo()
     with joined(model) as pair:
         for picks in batches:
-            batch = [request_of(known[pick % len(known)], seed, id) for seed, (pick, id) in enumerate(picks)]
+            batch = [request_of(known[pick % len(known)], seed, name) for seed, (pick, name) in enumerate(picks)]
             responses = pair.run(batch)
-            assert [id for id, _ in model.seen] == [request.id for request in batch]
+            assert [name for name, _ in model.seen] == [request.id for request in batch]
             for request, response, (_, parameters) in zip(batch, responses, model.seen, strict=True):
                 form = request.form
                 assert (parameters == "{}") == (form.parameters is None)

@@ -30,6 +30,16 @@ async def ask(port: int, model: str, connections: int, each: int, answers: Answe
     await asyncio.gather(*[_converse(port, model, number, each, answers) for number in range(connections)])
 
 
+async def status(port: int, path: str) -> int:
+    """The HTTP status of a GET, on a connection of its own."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        return int((await asyncio.wait_for(reader.readline(), 60)).split(b" ", 2)[1])
+    finally:
+        writer.close()
+
+
 async def _converse(port: int, model: str, number: int, each: int, answers: Answers) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from support.requests import Recorder
 
 from conch.backend.api import Host, ModelFiles, Placement
 from conch.backend.python.backend import PythonBackend, PythonModel
@@ -24,6 +23,7 @@ from conch.types.dtype import BY_NAME, BYTES, FP32
 from conch.types.model import ModelSpec, TensorSpec
 from conch.types.request import InferRequest, RequestForm, RequestHead
 from conch.types.tensor import Tensor, from_numpy, to_numpy
+from support.requests import Recorder
 
 HEAD = """\
 import os, signal, sys, threading, time

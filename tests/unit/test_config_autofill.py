@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.configs import model
 
 from conch.config.autofill import fill_backend, settle
 from conch.config.instances import InstanceGroup, fill_instance_groups, instance_groups
@@ -16,6 +15,7 @@ from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.dtype import BYTES, FP32
 from conch.types.error import InferError
 from conch.types.model import TensorSpec
+from support.configs import model
 
 
 def settled(text: str, *content: str, name: str = "m") -> tuple[str, str, str]:
@@ -205,16 +205,16 @@ def test_filled_groups_are_shown() -> None:
     [
         ("kind: KIND_GPU", (), "instance group m_0 of model m has kind KIND_GPU but server does not support GPUs"),
         ("kind: KIND_GPU gpus: [ 7 ]", (0, 1),
-         "instance group m_0 of model m specifies invalid or unsupported gpu id 7. GPUs with at least the minimum "
-         "required CUDA compute compatibility of 0.000000 are: 0, 1"),
+         ("instance group m_0 of model m specifies invalid or unsupported gpu id 7. GPUs with at least the minimum "
+         "required CUDA compute compatibility of 0.000000 are: 0, 1")),
         ("kind: KIND_CPU gpus: [ 0 ]", (0,),
          "instance group m_0 of model m has kind KIND_CPU but specifies one or more GPUs"),
         ("gpus: [ 0 ]", (), "instance group m_0 of model m has kind KIND_CPU but specifies one or more GPUs"),
         ("kind: KIND_MODEL gpus: [ 0 ]", (0,),
          "instance group m_0 of model m has kind KIND_MODEL but specifies one or more GPUs"),
         ('profile: [ "0" ]', (),
-         "instance group m_0 of model m and platform specifies profile field which is only supported for TensorRT "
-         "models"),
+         ("instance group m_0 of model m and platform specifies profile field which is only supported for TensorRT "
+         "models")),
         ("count: 2000000000", (), "instance group m_0 of model m has count 2000000000, more than 4096"),
     ],
 )  # fmt: skip

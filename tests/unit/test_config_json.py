@@ -6,11 +6,11 @@ import json
 from typing import Any
 
 import pytest
-from support.configs import model
 
 from conch.config.json import parse_json, to_json
 from conch.config.pbtxt import parse_text
 from conch.types.error import Code, InferError
+from support.configs import model
 
 
 def as_object(text: str) -> Any:

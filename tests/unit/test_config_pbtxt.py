@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from support.configs import model
 
 from conch.config.pbtxt import format_text, parse_text
 from conch.types.error import Code, InferError
+from support.configs import model
 
 FULL = """
 # A model as Triton's documentation shows it.
@@ -61,6 +61,7 @@ def test_traits_of_the_format(text: str | bytes, same: str) -> None:
         ('name: "m"\n  max_batch: 4', "2:3", "unknown field 'max_batch' in ModelConfig", "'max_batch_size'"),
         ("input { dim: [1] }", "1:9", "unknown field 'dim' in ModelInput", "did you mean 'dims'?"),
         ("preferred_batch_size: 4", "1:1", "unknown field", "it belongs into dynamic_batching"),
+        ("input { max_batch_size: 4 }", "1:9", "unknown field", "it belongs to the top level"),
         ("zzz: 4", "1:1", "unknown field", "ModelConfig has: name, platform"),
         ("input { data_type: FP32 }", "1:20", "unknown value FP32 for DataType", "did you mean 'TYPE_FP32'?"),
         ("instance_group { kind: CPU }", "1:24", "unknown value CPU for Kind", "did you mean 'KIND_CPU'?"),

@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.python_models import ECHO, array_of, form_for, make_spec, model_source, served
-from support.requests import Recorder
 
 from conch.observe.stats import Reason
 from conch.types.dtype import BY_NAME, BYTES, FP32, INT32, DataType
 from conch.types.error import Code, InferError
 from conch.types.model import ModelSpec, TensorSpec
-from conch.types.request import RequestHead
+from conch.types.request import InferRequest, RequestHead
 from conch.types.response import InferResponse
+from conch.types.tensor import from_numpy
+from support.python_models import ECHO, array_of, form_for, make_spec, model_source, served
+from support.requests import Recorder
 
 
 def values(datatype: DataType, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
@@ -29,21 +30,26 @@ def values(datatype: DataType, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     return (np.arange(count) % 2 if datatype.name == "BOOL" else np.arange(count)).astype(datatype.numpy).reshape(shape)
 
 
-@pytest.mark.parametrize("name", sorted(set(BY_NAME) - {"BF16"}))
-def test_every_type_survives_the_round_trip(tmp_path: Path, name: str) -> None:
-    """An echo model gives back the type, the shape and the elements, alone and in a batch."""
-    with served(tmp_path, model_source(), make_spec(name)) as model:
-        datatype = BY_NAME[name]
+def test_every_type_survives_the_round_trip(tmp_path: Path) -> None:
+    """An echo model gives back the type, the shape and the elements of each, alone and in a batch."""
+    names = sorted(set(BY_NAME) - {"BF16"})
+    tensors = tuple(TensorSpec(name, BY_NAME[name], (-1,)) for name in names)
+    execute = """
+        return [pb_utils.InferenceResponse([pb_utils.Tensor(t.name(), t.as_numpy()) for t in r.inputs()])
+                for r in requests]
+    """
+    arrays = {name: values(BY_NAME[name], (1, 5)) for name in names}
+    with served(tmp_path, model_source(execute), ModelSpec("m", 1, 8, tensors, tensors)) as model:
         form = form_for(model.spec, (1, 5))
-        arrays = [values(datatype, (1, 5)) for _ in range(3)]
+        data = tuple(bytes(from_numpy(BY_NAME[name], arrays[name])) for name in names)
         for count in (1, 3, 3):
-            for array, response in zip(
-                arrays, model.ask(*[model.request(each, form=form) for each in arrays[:count]]), strict=False
-            ):
-                assert response.outputs[0].name == "Y"
-                assert response.outputs[0].datatype is datatype
-                assert response.outputs[0].shape == (1, 5)
-                assert array_of(response.outputs[0]).tolist() == array.tolist()
+            batch = [InferRequest(form, "", data, Recorder(), 0) for _ in range(count)]
+            for response in model.ask(*batch):
+                assert [each.name for each in response.outputs] == names
+                for output in response.outputs:
+                    assert output.datatype is BY_NAME[output.name]
+                    assert output.shape == (1, 5)
+                    assert array_of(output).tolist() == arrays[output.name].tolist()
 
 
 def test_bf16_travels_by_dlpack_only(tmp_path: Path) -> None:
@@ -147,7 +153,9 @@ def test_outputs_in_odd_forms(tmp_path: Path) -> None:
 
 def test_duplicate_and_missing_outputs(tmp_path: Path) -> None:
     """A requested output that the model does not give is left out, one given twice comes twice."""
-    execute = "return [pb_utils.InferenceResponse([pb_utils.Tensor('Y', np.zeros(1)), pb_utils.Tensor('Y', np.ones(1))])]"
+    execute = (
+        "return [pb_utils.InferenceResponse([pb_utils.Tensor('Y', np.zeros(1)), pb_utils.Tensor('Y', np.ones(1))])]"
+    )
     with served(tmp_path, model_source(execute)) as model:
         (response,) = model.ask(model.request(np.zeros((1, 1), np.float32), outputs=("Z", "Y")))
         assert [(each.name, array_of(each).tolist()) for each in response.outputs] == [("Y", [0]), ("Y", [1])]
@@ -167,40 +175,41 @@ def test_reshape_is_undone_on_the_way_out(tmp_path: Path) -> None:
             assert response.outputs[0].shape == (1, 1)
 
 
-@pytest.mark.parametrize(
-    ("execute", "text"),
-    [
-        ("raise ValueError('boom')", "ValueError: boom\n\nAt:\n  {file}(12): execute\n"),
-        ("raise pb_utils.TritonModelException('boom')", "TritonModelException: boom\n\nAt:\n  {file}(12): execute\n"),
-        ("self.f()", "KeyError: 'k'\n\nAt:\n  {file}(13): f\n  {file}(12): execute\n"),
-        (
-            "return []",
-            "Number of InferenceResponse objects do not match the number of InferenceRequest objects. "
-            "InferenceRequest(s) size is:1, and InferenceResponse(s) size is:0\n",
-        ),
-        ("return None", "Expected a list in the execute return, found type '<class 'NoneType'>'."),
-        ("return (1,)", "Expected a list in the execute return, found type '<class 'tuple'>'."),
-        (
-            "return [1]",
-            "Expected an 'InferenceResponse' object in the execute function return list, found type '<class 'int'>'.",
-        ),
-        (
-            "return [answer(np.zeros(1, np.complex64))]",
-            "TritonModelException: NumPy dtype is not supported.\n\nAt:\n  {file}(7): answer\n  {file}(12): execute\n",
-        ),
-    ],
-)
-def test_what_goes_wrong_in_execute_fails_the_batch(tmp_path: Path, execute: str, text: str) -> None:
+FAULTS = [
+    ("raise ValueError('boom')", "ValueError: boom\n\nAt:\n  {file}(14): case0\n{rest}"),
+    ("raise pb_utils.TritonModelException('boom')", "TritonModelException: boom\n\nAt:\n  {file}(15): case1\n{rest}"),
+    ("return {}['k']", "KeyError: 'k'\n\nAt:\n  {file}(16): case2\n{rest}"),
+    ("return []", "Number of InferenceResponse objects do not match the number of InferenceRequest objects. {sizes}\n"),
+    ("return None", "Expected a list in the execute return, found type '<class 'NoneType'>'."),
+    ("return (1,)", "Expected a list in the execute return, found type '<class 'tuple'>'."),
+    ("return [1]", "Expected an 'InferenceResponse' object in the execute function return list, found type '{int}'."),
+    (
+        "return [answer(np.zeros(1, np.complex64))]",
+        "TritonModelException: NumPy dtype is not supported.\n\nAt:\n  {file}(7): answer\n  {file}(21): case7\n{rest}",
+    ),
+    ("raise SystemExit(1)", "SystemExit: 1\n\nAt:\n  {file}(22): case8\n{rest}"),
+]
+
+
+def test_what_goes_wrong_in_execute_fails_the_batch(tmp_path: Path) -> None:
     """Every request gets INTERNAL with the instance, the stub's own words and the innermost frame first."""
-    source = model_source(execute, "def f(self): raise KeyError('k')")
-    with served(tmp_path, source) as model:
-        error = model.echo()
-        name = "Failed to process the request(s) for model"
-        file = tmp_path / "m" / "1" / "model.py"
-        assert error.code is Code.INTERNAL
-        assert error.message == f"{name} instance 'm_0_0', message: {name} 'm_0_0', message: " + text.format(file=file)
-        assert model.stats.failures[Reason.BACKEND] == 1
-        assert model.echo().message == error.message
+    cases = "\n".join([f"def case{number}(self): {code}" for number, (code, _) in enumerate(FAULTS)])
+    execute = "return getattr(self, 'case%d' % requests[0].inputs()[0].as_numpy()[0, 0])()"
+    name = "Failed to process the request(s) for model"
+    file = tmp_path / "m" / "1" / "model.py"
+    fills = {
+        "file": file,
+        "rest": f"  {file}(12): execute\n",
+        "sizes": "InferenceRequest(s) size is:1, and InferenceResponse(s) size is:0",
+        "int": "<class 'int'>",
+    }
+    with served(tmp_path, model_source(execute, "\n" + cases)) as model:
+        for number, (_, text) in enumerate(FAULTS):
+            error = model.echo(number)
+            start = f"{name} instance 'm_0_0', message: {name} 'm_0_0', message: "
+            assert error.code is Code.INTERNAL
+            assert error.message == start + text.format_map(fills)
+        assert model.stats.failures[Reason.BACKEND] == len(FAULTS)
 
 
 def test_one_response_may_be_an_error(tmp_path: Path) -> None:
@@ -236,11 +245,15 @@ def test_cancelled_requests_do_not_run(tmp_path: Path) -> None:
 
 def test_async_execute(tmp_path: Path) -> None:
     """A coroutine runs to its end; all batches of an instance share one event loop."""
-    source = model_source().replace("def execute", "async def execute").replace(
-        "    return [answer(r",
-        "    import asyncio\n        await asyncio.sleep(0)\n"
-        "        self.loop = getattr(self, 'loop', None) or asyncio.get_running_loop()\n"
-        "        assert self.loop is asyncio.get_running_loop()\n        return [answer(r",
+    source = (
+        model_source()
+        .replace("def execute", "async def execute")
+        .replace(
+            "    return [answer(r",
+            "    import asyncio\n        await asyncio.sleep(0)\n"
+            "        self.loop = getattr(self, 'loop', None) or asyncio.get_running_loop()\n"
+            "        assert self.loop is asyncio.get_running_loop()\n        return [answer(r",
+        )
     )
     with served(tmp_path, source) as model:
         for _ in range(2):

@@ -260,8 +260,10 @@ BAD_PARAMETERS = [
     (
         "triton_x",
         P(int64_param=1),
-        ("parameter keys starting with 'triton_' are reserved for Triton usage. Only the "
-        "following keys starting with 'triton_' are allowed: triton_enable_empty_final_response"),
+        (
+            "parameter keys starting with 'triton_' are reserved for Triton usage. Only the "
+            "following keys starting with 'triton_' are allowed: triton_enable_empty_final_response"
+        ),
     ),
 ]
 

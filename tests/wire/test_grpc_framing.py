@@ -44,6 +44,26 @@ def test_who_does_not_speak_grpc_gets_an_http_status(served: Served, fields: obj
     assert served.fields[1][":status"] == status
 
 
+def test_a_refusal_waits_for_nothing(served: Served) -> None:
+    """A streaming client that has sent only its headers hears at once that there is no such method."""
+    served.feed(headers(1, block(b"/inference.GRPCInferenceService/ModelStreamInfer")))
+    served.turn()
+    assert served.status(1)[0] == 12
+    assert not served.connection.streams
+
+
+def test_http_clients_may_finish_sending(served: Served) -> None:
+    """Who does not speak gRPC is answered after the last byte, or after a megabyte."""
+    base = ((b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/"))
+    served.feed(headers(1, block(base=base)), data(1, bytes(1 << 19), end=False))
+    assert not served.resets()
+    served.feed(data(1, b"x"))
+    assert not served.resets()
+    assert served.fields[1][":status"] == "415"
+    served.feed(headers(3, block(base=base)), *[data(3, bytes(1 << 19), end=False)] * 3)
+    assert served.resets() == {3: E.NO_ERROR}
+
+
 @pytest.mark.parametrize("kind", [b"application/grpc+proto", b"application/grpc;charset=utf-8"])
 def test_content_type_may_name_the_codec(served: Served, kind: bytes) -> None:
     """application/grpc may have a suffix or parameters."""

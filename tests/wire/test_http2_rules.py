@@ -271,7 +271,6 @@ def test_padding_is_dropped(served: Served, pad: int) -> None:
 @given(st.data())
 def test_pieces_make_no_difference(choice: st.DataObject) -> None:
     """However frames and reads cut a conversation, the answers are the same."""
-    served = Served()
     sent = b""
     for stream in (1, 3, 5):
         message = framed(infer_message(str(stream), range(stream * 10)).SerializeToString())
@@ -284,6 +283,7 @@ def test_pieces_make_no_difference(choice: st.DataObject) -> None:
             sent += data(stream, message[start:stop], end=False)
         sent += data(stream)
     cuts = sorted(choice.draw(st.lists(st.integers(0, len(sent)), max_size=12)))
+    served = Served()
     served.feed(*[sent[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(sent)], strict=True)])
     for stream in (1, 3, 5):
         assert served.status(stream) == (0, "")

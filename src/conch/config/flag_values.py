@@ -234,7 +234,7 @@ def restriction(flag: str, noun: str) -> Reader:
 
 def trace_level(value: str) -> str:
     if value.upper() not in ("OFF", "TIMESTAMPS", "TENSORS", "MIN", "MAX"):
-        raise FlagValueError(f"invalid value for trace level option: {value}", "level")
+        raise FlagValueError(f"invalid value for trace level option: {value}")
     return value.upper()
 
 

@@ -35,7 +35,7 @@ class _Seen:
     @property
     def rest(self) -> str:
         """The word at the place, to be shown."""
-        word = re.match(r"\s*([\w.+-]+|\"[^\"\n]*\"|\S)", self.after)
+        word = re.match(r"\s*([\w.+-]+|\"[^\"\n]*\"|'[^'\n]*'|\S)", self.after)
         return _quoted(word[1] if word else "")
 
     @property
@@ -76,16 +76,18 @@ def enum_hint(name: str, enum: Descriptor) -> str:
 
 def field_hint(name: str, message: Descriptor) -> str:
     """Where a field that `message` does not have may have been meant to be."""
-    if near := nearest(name.lower(), message.fields_by_name):
-        return near
     config = POOL.FindMessageTypeByName("inference.ModelConfig")
+    if name in config.fields_by_name:
+        return "it belongs to the top level: is a '}' missing before it?"
     homes = [
         field.name
         for field in config.fields
         if field.message_type is not None and name in field.message_type.fields_by_name
     ]
-    if homes:
+    if homes and message is config:
         return f"it belongs into {' or '.join(homes)}"
+    if near := nearest(name.lower(), message.fields_by_name):
+        return near
     return f"{message.name} has: {', '.join(message.fields_by_name)}"
 
 

@@ -13,7 +13,7 @@ from conch.protocol.v2.grpc_status import Status
 from conch.service.api import ControlPlane, DataPlane
 from conch.transport.bridge import Bridge
 from conch.transport.grpc_call import Method, Peer, Refusal, Route
-from conch.transport.grpc_headers import field, parse_timeout
+from conch.transport.grpc_headers import failure, field, http_failure, parse_timeout
 from conch.transport.grpc_methods import ALWAYS, MISSING, Methods
 from conch.transport.http2 import Connection
 from conch.transport.http2_frames import ErrorCode
@@ -109,35 +109,38 @@ class GrpcTransport:
     ) -> Route | Refusal:
         assert self._bridge is not None
         if field(headers, b":method") != b"POST":
-            return Refusal.http(405)
+            return Refusal(http_failure(405), None)
         kind = field(headers, b"content-type")
         if kind != b"application/grpc" and not kind.startswith((b"application/grpc+", b"application/grpc;")):
-            return Refusal.http(415)
+            return Refusal(http_failure(415), None)
         if oversized:
             limit = self._limits.max_header_list
-            return Refusal(Status.RESOURCE_EXHAUSTED, f"the request's metadata is larger than {limit} bytes")
+            return self._refusal(Status.RESOURCE_EXHAUSTED, f"the request's metadata is larger than {limit} bytes")
         path = field(headers, b":path").decode("utf-8", "replace")
         method = self._methods.get(path)
         if self._draining and path not in ALWAYS:
-            return Refusal(Status.UNAVAILABLE, _DRAINING)
+            return self._refusal(Status.UNAVAILABLE, _DRAINING)
         if method is None:
             known = path in MISSING
-            return Refusal(
+            return self._refusal(
                 Status.UNIMPLEMENTED, f"{path} is not supported yet" if known else f"there is no method {path}"
             )
         encoding = field(headers, b"grpc-encoding")
         if encoding not in (b"", b"identity"):
             name = encoding.decode("utf-8", "replace")
-            return Refusal(
+            return self._refusal(
                 Status.UNIMPLEMENTED, f"the message encoding '{name}' is not supported, send it uncompressed"
             )
         given = field(headers, b"grpc-timeout")
         timeout = parse_timeout(given) if given else None
         if given and timeout is None:
-            return Refusal(
+            return self._refusal(
                 Status.INTERNAL, f"malformed grpc-timeout {given[:64]!r}, expected up to 8 digits and a unit"
             )
         return Route(method, self._bridge, self._options.max_message_size, self._loop, timeout)
+
+    def _refusal(self, status: Status, message: str) -> Refusal:
+        return Refusal(failure(status, message), self._loop)
 
     def table_shrunk(self, connection: Connection[Peer]) -> None:
         connection.state.answers.forbid()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from conch.protocol.v2.grpc import GrpcCodec
 from conch.protocol.v2.grpc_status import STATUS, Status
 from conch.transport.bridge import Bridge
-from conch.transport.grpc_headers import AnswerHeaders, answer_end, answer_start, failure, http_failure
+from conch.transport.grpc_headers import AnswerHeaders, answer_end, answer_start, failure
 from conch.types.error import InferError
 from conch.types.request import InferRequest
 from conch.types.response import InferResponse
@@ -125,25 +125,28 @@ class Route:
 class Refusal:
     """A header list that is answered with an error, whatever its message says."""
 
-    __slots__ = ("block",)
+    __slots__ = ("block", "loop")
 
-    def __init__(self, status: Status, message: str) -> None:
-        self.block = failure(status, message)
-
-    @classmethod
-    def http(cls, status: int) -> Refusal:
-        refusal = cls(Status.OK, "")
-        refusal.block = http_failure(status)
-        return refusal
+    def __init__(self, block: bytes, loop: asyncio.AbstractEventLoop | None) -> None:
+        """With a `loop` the answer does not wait for a message; else it lets the peer finish sending first."""
+        self.block = block
+        self.loop = loop
 
     def open(self, connection: Connection[Peer], number: int, /) -> RefusedCall:
-        return RefusedCall(connection, number, self.block)
+        call = RefusedCall(connection, number, self.block)
+        if self.loop is not None:
+            call.patience = 0
+            # Not now: the connection does not know the stream yet.
+            self.loop.call_soon(call.settle)
+        return call
 
 
 class RefusedCall:
-    """A call that gets its error as soon as anything of its body, or its end, arrives."""
+    """A call whose answer is an error, and whose message nobody reads."""
 
-    __slots__ = ("block", "connection", "ended", "id", "idle_since", "promised", "sending", "unacked", "window")
+    __slots__ = (
+        "block", "connection", "ended", "id", "idle_since", "patience", "promised", "sending", "unacked", "window",
+    )  # fmt: skip
 
     def __init__(self, connection: Connection[Peer], number: int, block: bytes) -> None:
         self.connection: Connection[Peer] | None = connection
@@ -155,8 +158,16 @@ class RefusedCall:
         self.unacked = 0
         self.promised = -1
         self.idle_since = 0.0
+        #: Bytes that the peer may still send before it is answered: some HTTP clients take an early answer, and the
+        #: RST_STREAM after it, for a failure.
+        self.patience = 1 << 20
 
     def receive(self, buffer: Buffer, start: int, stop: int, ended: bool) -> None:
+        self.patience -= stop - start
+        if ended or self.patience < 0:
+            self.settle()
+
+    def settle(self) -> None:
         connection = self.connection
         if connection is not None:
             self.connection = None

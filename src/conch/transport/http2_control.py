@@ -1,5 +1,7 @@
 """The frames of HTTP/2 that carry neither headers nor data (RFC 9113 6.3 to 6.9)."""
 
+# ruff: noqa: ARG001  all take what a frame has
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -44,10 +44,6 @@ class Reply:
         self.parts = parts
         self.size = size
 
-    def fail(self, text: str) -> None:
-        """Make it the reply that the whole batch failed."""
-        self.__init__(0, 0, {"error": text}, (), 0)  # type: ignore[misc]
-
 
 def refusal(text: str) -> Reply:
     """The whole batch failed."""
@@ -114,9 +110,8 @@ class Answers:
 
     def _tell(self, key: Any, wanted: frozenset[str]) -> Layout:
         layouts = self._layouts
-        if len(layouts) < LAYOUTS:
-            number = len(layouts)
-        else:
+        number = len(layouts)
+        if number == LAYOUTS:
             number = layouts.pop(next(iter(layouts))).number
         layout = layouts[key] = Layout(number, key[1:], wanted)
         return layout
@@ -124,7 +119,7 @@ class Answers:
     def _forget(self, key: Any, meta: dict[str, Any]) -> None:
         """The batch turned out not to be uniform; a layout that was new with it has not been told."""
         if meta:
-            # The number stays the only one missing: put a layout that nothing matches in its place.
+            # Numbers have no gaps: a layout that nothing matches keeps this one.
             layout = self._layouts.pop(key)
             self._layouts[object()] = layout
 

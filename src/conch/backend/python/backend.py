@@ -44,7 +44,7 @@ class PythonBackend:
 
 
 class PythonModel:
-    def __init__(
+    def __init__(  # noqa: PLR0917  what `load` is given
         self,
         config: ModelConfig,
         spec: ModelSpec,
@@ -68,7 +68,7 @@ class PythonModel:
         return instance
 
     def ready(self) -> bool:
-        return all([instance.ready() for instance in self._instances])
+        return all([instance.ready() for instance in self._instances])  # noqa: C419  each is to be asked
 
     def close(self) -> None:
         """Instances are closed by who made them; again does no harm."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from typing import Union
 
 #: Payloads up to this many bytes travel in the packet itself.
 INLINE = 32_768
@@ -42,15 +41,14 @@ VERBOSE = 8
 #: DONE: the model still holds arrays that lie in the input area; a fresh one was sent on the calls socket.
 KEPT = 16
 
-#: kind, flags, sequence of the batch, requests, form number, bytes of meta, bytes of data. Starts, as every data block
-#: does, at a multiple of 8.
+#: kind, flags, sequence of the batch, requests, form number, bytes of meta, bytes of data.
 EXECUTE_HEAD = struct.Struct("<BBxxIIIQQ")
-#: kind, flags, sequence, responses, layout number, bytes of meta, bytes of data, monotonic ns: inputs ready, model done.
+#: kind, flags, sequence, responses, layout number, bytes of meta, bytes of data; monotonic ns: inputs ready, run over.
 DONE_HEAD = struct.Struct("<BBxxIIIQQqq")
 #: kind, flags, sequence of the batch, index in the batch, bytes of meta, bytes of data (ANSWER and CANCELLED).
 CALL_HEAD = struct.Struct("<BBxxIIIQ")
 
-Readable = Union[bytes, bytearray, memoryview]
+Readable = bytes | bytearray | memoryview
 
 
 def aligned(position: int) -> int:
@@ -61,8 +59,8 @@ def aligned(position: int) -> int:
 class Area:
     """Memory shared by two processes, an anonymous file that vanishes with its last descriptor or mapping.
 
-    It grows and never shrinks. The side that writes calls `reserve`, the other sees the growth in `view`. Arrays over an
-    earlier mapping stay valid: a mapping lives as long as anything refers to it.
+    It grows and never shrinks. The side that writes calls `reserve`, the other sees the growth in `view`. Arrays over
+    an earlier mapping stay valid: a mapping lives as long as anything refers to it.
     """
 
     __slots__ = ("_growth", "_size", "_view", "descriptor")

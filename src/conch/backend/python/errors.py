@@ -68,9 +68,11 @@ def words(error: BaseException) -> str:
         text = "<no text: its __str__ raised>"
     lines: list[str] = []
     if not isinstance(error, SyntaxError):
-        for frame in reversed(traceback.extract_tb(error.__traceback__)):
-            if not frame.filename.startswith((_HERE, "<frozen importlib")):
-                lines.append(f"  {frame.filename}({frame.lineno}): {frame.name}\n")
+        lines += [
+            f"  {frame.filename}({frame.lineno}): {frame.name}\n"
+            for frame in reversed(traceback.extract_tb(error.__traceback__))
+            if not frame.filename.startswith((_HERE, "<frozen importlib"))
+        ]
     where = "\n\nAt:\n" + "".join(lines) if lines else ""
     return printable(f"{name}: {text}{where}")
 

@@ -146,7 +146,8 @@ class Executor:
         try:
             view = self._outputs.reserve(begin + size)
         except OSError as error:
-            reply.fail(f"The outputs of model instance '{self._instance}' need {size} bytes of memory: {error}")
+            failed = refusal(f"The outputs of model instance '{self._instance}' need {size} bytes of memory: {error}")
+            reply.meta, reply.size = failed.meta, 0
             return 0, reply.meta
         if begin:
             view[:meta_size] = meta
@@ -158,7 +159,7 @@ class Executor:
 def _write(parts: Sequence[Any], view: memoryview, position: int) -> None:
     for part in parts:
         if isinstance(part, np.ndarray):
-            target: Any = np.ndarray(part.shape, part.dtype, view, position)  # type: ignore[arg-type]
+            target: Any = np.ndarray(part.shape, part.dtype, view, position)
             target[...] = part
             position += part.nbytes
         else:
@@ -167,7 +168,7 @@ def _write(parts: Sequence[Any], view: memoryview, position: int) -> None:
             position = end
 
 
-def columns(
+def columns(  # noqa: PLR0917  once per batch: no object for what is read once
     batch: Batch, count: int, source: Any, begin: int, size: int, lengths: Sequence[int], bases: list[Any]
 ) -> None:
     """Cut data that lie input by input: one array per input, each request gets its rows of it.
@@ -210,7 +211,9 @@ def columns(
     batch.columns = found
 
 
-def rows(batch: Batch, source: Any, begin: int, size: int, lengths: Sequence[int], bases: list[Any]) -> None:
+def rows(  # noqa: PLR0917
+    batch: Batch, source: Any, begin: int, size: int, lengths: Sequence[int], bases: list[Any]
+) -> None:
     """Cut data that lie request by request, whose forms differ."""
     shared = type(source) is not bytes
     if shared and size:

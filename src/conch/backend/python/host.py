@@ -231,7 +231,9 @@ class PythonInstance:
             try:
                 outcome = self._replies.entry(call.meta, call.data)
             except Exception as failure:  # noqa: BLE001  the model has a say in what is decoded here
-                outcome = internal(f"The response of model instance '{self._launch.instance}' cannot be read: {failure!r}")
+                outcome = internal(
+                    f"The response of model instance '{self._launch.instance}' cannot be read: {failure!r}"
+                )
             self._answer(batch[call.index], call.index, outcome)
             self._finish(batch)
 

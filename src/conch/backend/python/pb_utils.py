@@ -118,7 +118,7 @@ def get_model_dir() -> str:
     return runtime.model_directory
 
 
-class LogLevel(enum.IntEnum):
+class _LogLevel(enum.IntEnum):
     INFO = 0
     WARNING = 1
     ERROR = 2
@@ -128,42 +128,42 @@ class LogLevel(enum.IntEnum):
 class Logger:
     """Writes into the server's log, under the file and line of the caller."""
 
-    LogLevel = LogLevel
-    INFO = LogLevel.INFO
-    WARNING = LogLevel.WARNING
-    ERROR = LogLevel.ERROR
-    VERBOSE = LogLevel.VERBOSE
+    LogLevel = _LogLevel
+    INFO = _LogLevel.INFO
+    WARNING = _LogLevel.WARNING
+    ERROR = _LogLevel.ERROR
+    VERBOSE = _LogLevel.VERBOSE
 
     @staticmethod
-    def log(message: str, level: LogLevel = LogLevel.INFO) -> None:
+    def log(message: str, level: _LogLevel = _LogLevel.INFO) -> None:
         _log(message, level)
 
     @staticmethod
     def log_info(message: str) -> None:
-        _log(message, LogLevel.INFO)
+        _log(message, _LogLevel.INFO)
 
     @staticmethod
     def log_warn(message: str) -> None:
-        _log(message, LogLevel.WARNING)
+        _log(message, _LogLevel.WARNING)
 
     @staticmethod
     def log_error(message: str) -> None:
-        _log(message, LogLevel.ERROR)
+        _log(message, _LogLevel.ERROR)
 
     @staticmethod
     def log_verbose(message: str) -> None:
-        _log(message, LogLevel.VERBOSE)
+        _log(message, _LogLevel.VERBOSE)
 
 
-def _log(message: str, level: LogLevel) -> None:
+def _log(message: str, level: _LogLevel) -> None:
     calls = runtime.calls
-    if type(message) is not str or not isinstance(level, LogLevel):
+    if type(message) is not str or not isinstance(level, _LogLevel):
         raise TypeError(
             "log(): incompatible function arguments. The following argument types are supported:\n"
             "    1. (message: str, level: c_python_backend_utils.Logger.LogLevel = <LogLevel.INFO: 0>) -> None\n\n"
             f"Invoked with: {message!r}, {level!r}"
         )
-    if calls is None or (level is LogLevel.VERBOSE and not calls.verbose):
+    if calls is None or (level is _LogLevel.VERBOSE and not calls.verbose):
         return
     frame = sys._getframe(2)
     calls.log(int(level), PurePath(frame.f_code.co_filename).name, frame.f_lineno, message)
@@ -213,13 +213,13 @@ class ResponseIterator:
         raise unsupported("pb_utils.ResponseIterator")
 
 
-def load_model(model_name: str, config: str = "", files: Mapping[str, bytes] | None = None) -> None:
+def load_model(model_name: str, config: str = "", files: Mapping[str, bytes] | None = None) -> None:  # noqa: ARG001
     raise unsupported("pb_utils.load_model()")
 
 
-def unload_model(model_name: str, unload_dependents: bool = False) -> None:
+def unload_model(model_name: str, unload_dependents: bool = False) -> None:  # noqa: ARG001
     raise unsupported("pb_utils.unload_model()")
 
 
-def is_model_ready(model_name: str, model_version: str = "") -> bool:
+def is_model_ready(model_name: str, model_version: str = "") -> bool:  # noqa: ARG001
     raise unsupported("pb_utils.is_model_ready()")

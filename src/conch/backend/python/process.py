@@ -146,7 +146,7 @@ class WorkerProcess:
             body = packet[head.size :]
             descriptor = descriptors[0] if descriptors else -1
             if kind == channel.ANSWER and descriptor >= 0:
-                with open(descriptor, "rb") as file:
+                with open(descriptor, "rb") as file:  # noqa: PTH123  a descriptor, no path
                     file.seek(0)
                     body = file.read()
                 descriptor = -1

@@ -50,7 +50,7 @@ _decode_meta = msgspec.json.Decoder(Meta).decode
 _decode_entry = msgspec.json.Decoder(Entry).decode
 
 
-class Failure(Exception):
+class Failure(Exception):  # noqa: N818  it is the model's, not the worker's
     """The model failed as a whole; the text is the worker's."""
 
 
@@ -67,7 +67,7 @@ class Replies:
 
     def settle(self, packet: bytes, head: Sequence[int], requests: Sequence[InferRequest]) -> list[Outcome] | None:
         """Answer the requests of a uniform DONE, or give what became of each. Raises Failure."""
-        _, flags, _, count, number, meta_size, size, _, _ = head
+        _, flags, _, _, number, meta_size, size, _, _ = head
         meta = None
         begin = _HEAD
         if meta_size:

@@ -86,9 +86,7 @@ class Batch:
             self.turns = {}
         turn = self.turns.get(index)
         if turn is None:
-            turn = self.turns[index] = Turn(
-                self.calls, self.sequence, index, (self.form or self.forms[index]).wanted
-            )
+            turn = self.turns[index] = Turn(self.calls, self.sequence, index, (self.form or self.forms[index]).wanted)
         return turn
 
 
@@ -96,9 +94,11 @@ class InferenceRequest:
     """A request that the model is asked to answer, or one of its own making (for a call to another model)."""
 
     __slots__ = ("__weakref__", "_batch", "_cancellation", "_index", "_inputs", "_own")
+    _cancellation: Cancellation
     _inputs: list[Tensor] | None
+    _own: dict[str, Any]
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  Triton's signature
         self,
         request_id: str = "",
         correlation_id: int | str = 0,
@@ -170,7 +170,7 @@ class InferenceRequest:
     def parameters(self) -> str:
         """The request's parameters as a JSON object."""
         form = self._form()
-        return self._own["parameters"] if form is None else form.parameters_json()  # type: ignore[no-any-return]
+        return self._own["parameters"] if form is None else form.parameters_json()
 
     def requested_output_names(self) -> set[str]:
         form = self._form()
@@ -187,7 +187,7 @@ class InferenceRequest:
         if batch is None:
             return False
         try:
-            cancellation: Cancellation = self._cancellation
+            cancellation = self._cancellation
         except AttributeError:
             cancellation = self._cancellation = Cancellation()
         return cancellation.ask(batch.calls, batch.sequence, self._index)

@@ -65,8 +65,8 @@ def interpreter(config: ModelConfig, files: ModelFiles) -> str:
 
 def _no_environment(model: str, path: Path) -> InferError:
     return unsupported(
-        f"model '{model}': EXECUTION_ENV_PATH must name a folder with bin/python (a virtual environment, or an unpacked "
-        f"conda-pack archive) here, and '{path}' is none",
+        f"model '{model}': EXECUTION_ENV_PATH must name a folder with bin/python (a virtual environment, or an "
+        f"unpacked conda-pack archive) here, and '{path}' is none",
         f"unpack it (mkdir env && tar xf {path.name} -C env) and let EXECUTION_ENV_PATH name the folder",
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 #: Seconds before the first restart, the most, and how long a worker must have lived for its death to be a new story.
-FIRST, LONGEST, STEADY = 0.1, 10.0, 5.0
+FIRST, LONGEST, STEADY = 0.1, 3.0, 5.0
 #: After so many restarts in a row that failed, requests are refused instead of waiting.
 PATIENCE = 3
 

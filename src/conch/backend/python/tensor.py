@@ -38,6 +38,10 @@ class Tensor:
 
     __slots__ = ("__weakref__", "_array", "_kind", "_name", "_raw", "_shape")
     _array: Any
+    _kind: int
+    _name: str
+    _raw: Any
+    _shape: tuple[int, ...]
 
     def __init__(self, name: str, array: Any, /) -> None:
         if type(array) is not _ndarray or type(name) is not str:
@@ -105,7 +109,8 @@ class Tensor:
         array = np.from_dlpack(tensor)
         if not array.flags.c_contiguous:
             raise TritonModelException(
-                "DLPack tensor is not contiguous. Only contiguous DLPack tensors that are stored in C-Order are supported."
+                "DLPack tensor is not contiguous. Only contiguous DLPack tensors that are stored in "
+                "C-Order are supported."
             )
         return Tensor(name, array)
 

@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
         """The server is gone."""
 
 
-class _Refusal(Exception):
+class _Refusal(Exception):  # noqa: N818
     """The model cannot be loaded, for a reason in words."""
 
 
