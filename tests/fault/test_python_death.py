@@ -37,7 +37,7 @@ def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
         ),
         ("os.kill(os.getpid(), signal.SIGSEGV)", "was ended by SIGSEGV."),
         ("os.kill(os.getpid(), signal.SIGKILL)", "was ended by SIGKILL (out of memory is the usual reason)."),
-        ("os.closerange(3, 100)\ntime.sleep(60)", "was ended by SIGKILL"),
+        pytest.param("os.closerange(3, 100)\ntime.sleep(60)", "was ended by SIGKILL", marks=pytest.mark.slow),
     ],
 )
 def test_a_worker_that_dies_fails_its_batch_and_comes_back(tmp_path: Path, execute: str, text: str) -> None:
@@ -73,6 +73,7 @@ def test_a_worker_killed_while_idle_is_replaced(tmp_path: Path) -> None:
         assert isinstance(model.echo(), InferResponse)
 
 
+@pytest.mark.slow
 def test_every_nth_message_may_be_the_last(tmp_path: Path) -> None:
     """Wherever a worker is killed, each request has exactly one answer."""
     with served(
@@ -91,6 +92,7 @@ def test_every_nth_message_may_be_the_last(tmp_path: Path) -> None:
             until(lambda: model.instance._worker is not None)
 
 
+@pytest.mark.slow
 def test_restarts_that_keep_failing_refuse_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After three failed restarts requests get the reason at once; when the model is well again they are answered."""
     monkeypatch.setattr("conch.backend.python.supervise.FIRST", 0.01)
@@ -146,6 +148,7 @@ def test_close_while_a_batch_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert outcome(request).code is Code.UNAVAILABLE
 
 
+@pytest.mark.slow
 def test_tensors_beyond_64_mib(tmp_path: Path) -> None:
     """Memory for inputs and for outputs grows as needed, each on its own."""
     execute = """

@@ -37,14 +37,21 @@ def test_folder_warnings_are_tritons() -> None:
     )
 
 
-@given(available, st.integers(0, 25))
+@given(available, st.integers(1, 25))
 def test_latest_takes_the_highest(numbers: list[int], count: int) -> None:
-    """`latest` takes the highest n; n left out is 1, as is a policy left out."""
+    """`latest` takes the highest n; a policy left out is the latest 1."""
     policy = ModelVersionPolicy(latest=ModelVersionPolicy.Latest(num_versions=count))
     chosen, missing = select(policy, numbers, "m")
-    assert list(chosen) == sorted(numbers)[-(count or 1) :]
+    assert list(chosen) == sorted(numbers)[-count:]
     assert missing == ()
     assert select(ModelVersionPolicy(), numbers, "m")[0] == (max(numbers),)
+
+
+def test_latest_of_nothing_is_nothing() -> None:
+    """`latest { num_versions: 0 }`, which is also `latest {}`, leaves no version."""
+    policy = ModelVersionPolicy(latest=ModelVersionPolicy.Latest())
+    with pytest.raises(InferError, match="at least one version must be available"):
+        select(policy, [1, 3], "m")
 
 
 @given(available)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from conch.config.flag_table import FLAGS, titles
-from conch.config.flags import FlagError, HelpAsked, parse, usage
+from conch.config.flags import FlagError, HelpAsked, deprecations, parse, usage
 from conch.config.server import ServerOptions
 
 REPOSITORY = "--model-repository=/r"
@@ -139,7 +139,35 @@ SPECIAL = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name, flag in FLAGS.items() if not flag.sets])
+#: Flags that keep others out are refused rather than ignored.
+PROTECTION = {
+    "http-restricted-api": "health,trace:k=v", "grpc-restricted-protocol": "health:k=v",
+    "grpc-use-ssl": "true", "grpc-use-ssl-mutual": "1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), PROTECTION.items())
+def test_protection_that_is_not_there_is_refused(name: str, value: str) -> None:
+    """Who asks for TLS or restricted APIs gets no open server instead."""
+    message = refusal(REPOSITORY, f"--{name}={value}")
+    assert message.startswith(f'Bad option: "--{name}".\n')
+    assert "not supported yet, and Conch does not start unprotected" in message
+
+
+@pytest.mark.parametrize("name", ["grpc-use-ssl", "grpc-use-ssl-mutual"])
+def test_protection_that_is_declined_is_none(name: str) -> None:
+    """TLS that is said to be off is no reason to refuse."""
+    assert triton(f"--{name}=false").ignored == (f"--{name}",)
+
+
+def test_poll_mode_is_refused() -> None:
+    """The mode that follows the repository is not there yet, and says so before anything is loaded."""
+    assert refusal(REPOSITORY, "--model-control-mode=poll") == (
+        'Bad option: "--model-control-mode".\n--model-control-mode=poll is not supported yet: use none or explicit'
+    )
+
+
+@pytest.mark.parametrize("name", [name for name, flag in FLAGS.items() if not flag.sets and name not in PROTECTION])
 def test_flags_without_effect_are_named(name: str) -> None:
     """A flag of Triton's that has no effect here is read, checked and reported."""
     value = SPECIAL.get(name) or EXAMPLES[FLAGS[name].metavar]
@@ -231,7 +259,7 @@ def test_bad_values(argument: str, message: str) -> None:
         (("--help=1",), "tritonserver: option '--help' doesn't allow an argument"),
         (("stray",), "Unexpected argument: stray"),
         (("--", "--id=x"), "Unexpected argument: --id=x"),
-        ((), "--model-repository must be specified"),
+        ((), "error: creating server: Invalid argument - --model-repository must be specified"),
         ((REPOSITORY, "--load-model=a"),
          "Error: Use of '--load-model' requires setting '--model-control-mode=explicit' as well."),
         ((REPOSITORY, "--load-model=*", "--load-model=a", "--model-control-mode=explicit"),
@@ -260,6 +288,15 @@ def test_ports_that_do_not_clash() -> None:
     triton("--grpc-port=8000", "--grpc-address=127.0.0.2")
     triton("--grpc-port=0", "--http-port=0", "--metrics-port=0")
     triton("--grpc-port=8000", "--allow-http=false")
+
+
+def test_deprecated_flags_are_warned_of() -> None:
+    """A flag that still has its effect, but a better name, is told of in Triton's words."""
+    assert deprecations([REPOSITORY, "--strict-model-config=true"], "tritonserver") == [
+        "Warning: '--strict-model-config' has been deprecated! Please use '--disable-auto-complete-config' instead."
+    ]
+    assert deprecations([REPOSITORY], "tritonserver") == []
+    assert not triton("--strict-model-config=true").repository.auto_complete
 
 
 def test_conch_needs_a_repository() -> None:

@@ -473,7 +473,8 @@ def test_raw_requests() -> None:
     text = wire.ask(post("/v2/models/id_bytes/infer", b"hello", header))
     assert text.body.endswith(strings(b"hello"))
     assert wire.ask(post("/v2/models/two/infer", b"x", header)).error == (
-        "Raw request must only have 1 input (found 1) to be deduced but got 2 inputs in 'two' model configuration"
+        "[request id: <id_unknown>] Raw request must only have 1 input (found 1) to be deduced but got 2 inputs "
+        "in 'two' model configuration"
     )
 
 

@@ -138,6 +138,7 @@ def test_wrong_arguments(attempt: Any) -> None:
         attempt()
 
 
+WHERE = "auto-complete-config function for model 'm'"
 COMPLETED = {"name": "m", "max_batch_size": 8, "input": [{"name": "A", "data_type": "TYPE_FP32", "dims": [4]}],
              "output": [], "sequence_batching": {}}  # fmt: skip
 
@@ -147,7 +148,10 @@ COMPLETED = {"name": "m", "max_batch_size": 8, "input": [{"name": "A", "data_typ
     [
         (
             lambda c: c.add_input({"name": "A", "data_type": "TYPE_INT32", "dims": [4]}),
-            "unable to load model 'm', configuration expects datatype TYPE_FP32 for input 'A', model provides TYPE_INT32",
+            (
+                "unable to load model 'm', configuration expects datatype TYPE_FP32 for input 'A', "
+                "model provides TYPE_INT32"
+            ),
         ),
         (
             lambda c: c.add_input({"name": "A", "data_type": "TYPE_FP32", "dims": [5]}),
@@ -155,51 +159,36 @@ COMPLETED = {"name": "m", "max_batch_size": 8, "input": [{"name": "A", "data_typ
         ),
         (
             lambda c: c.add_input({"name": "A", "x": 1}),
-            (
-                "input 'A' in auto-complete-config function for model 'm' contains property other than 'name', 'data_type', "
-                "'dims' and 'optional'."
-            ),
+            f"input 'A' in {WHERE} contains property other than 'name', 'data_type', 'dims' and 'optional'.",
         ),
         (
             lambda c: c.add_output({"name": "A", "optional": True}),
-            (
-                "output 'A' in auto-complete-config function for model 'm' contains property other than 'name', 'data_type' "
-                "and 'dims'."
-            ),
+            f"output 'A' in {WHERE} contains property other than 'name', 'data_type' and 'dims'.",
         ),
-        (
-            lambda c: c.add_input({"data_type": "TYPE_FP32"}),
-            "input in auto-complete-config function for model 'm' is missing 'name' property.",
-        ),
+        (lambda c: c.add_input({"data_type": "TYPE_FP32"}), f"input in {WHERE} is missing 'name' property."),
         (
             lambda c: c.add_output({"name": "B", "data_type": "TYPE_FP32"}),
-            "output 'B' in auto-complete-config function for model 'm' is missing 'dims' property.",
+            f"output 'B' in {WHERE} is missing 'dims' property.",
         ),
         (
             lambda c: c.set_max_batch_size(4),
-            (
-                "configuration specified max_batch_size 8, but in auto-complete-config function for model 'm' specified "
-                "max_batch_size 4"
-            ),
+            f"configuration specified max_batch_size 8, but in {WHERE} specified max_batch_size 4",
         ),
         (
             lambda c: c.set_dynamic_batching(),
             (
-                "Configuration specified scheduling_choice as 'sequence_batching', but auto-complete-config function for "
-                "model 'm' tries to set scheduling_choice as 'dynamic_batching'"
+                f"Configuration specified scheduling_choice as 'sequence_batching', but {WHERE} tries to set "
+                "scheduling_choice as 'dynamic_batching'"
             ),
         ),
         (
             lambda c: c.set_model_transaction_policy({"x": 1}),
-            (
-                "model transaction property in auto-complete-config function for model 'm' contains property other than "
-                "'decoupled'."
-            ),
+            f"model transaction property in {WHERE} contains property other than 'decoupled'.",
         ),
     ],
 )
 def test_auto_complete_contradictions(attempt: Any, text: str) -> None:
     """What contradicts the operator is refused word for word as by Triton."""
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="model 'm'") as caught:
         attempt(ModelConfig(json.dumps(COMPLETED)))
     assert str(caught.value) == text

@@ -109,6 +109,7 @@ def test_initialize_that_ends_the_process(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_initialize_that_never_ends(tmp_path: Path) -> None:
     """stub-timeout-seconds ends it, even when it does not listen to signals."""
     more = """

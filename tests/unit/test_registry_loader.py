@@ -220,10 +220,14 @@ def test_model_that_nothing_can_execute_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("extra", "what"),
-    [("sequence_batching { }", "sequence_batching"), ('platform: "ensemble"', "ensemble")],
+    [
+        ("sequence_batching { }", "sequence_batching"),
+        ('platform: "ensemble"', "ensemble"),
+        ("model_transaction_policy { decoupled: true }", "decoupled"),
+    ],
 )
 def test_what_is_not_supported_yet_is_said(tmp_path: Path, extra: str, what: str) -> None:
-    """Ensembles and sequence batching are refused by name, not served wrongly."""
+    """Ensembles, sequence batching and decoupled models are refused by name, not served wrongly."""
     config = CONFIG + extra
     if what == "ensemble":
         config = config.replace('backend: "fake"', "") + (
@@ -233,6 +237,27 @@ def test_what_is_not_supported_yet_is_said(tmp_path: Path, extra: str, what: str
     with pytest.raises(InferError, match=f"{what}.* not supported yet") as caught:
         Bench(tmp_path, Steps(), config).load()
     assert caught.value.code is Code.UNSUPPORTED
+
+
+def test_fields_without_effect_are_named_in_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What the config asks for in vain is told at load, model and field."""
+    Bench(tmp_path, Steps(), CONFIG + "dynamic_batching { preserve_ordering: true }").load()
+    assert [record.getMessage() for record in caplog.records] == [
+        "model 'm': 'dynamic_batching.preserve_ordering' in its config is accepted but has no effect yet"
+    ]
+
+
+def test_what_the_backend_fills_in_has_defaults(tmp_path: Path) -> None:
+    """A scheduler that auto-completion asks for prefers full batches, as one that the user wrote does."""
+    bench = Bench(tmp_path, Steps())
+    complete = bench.backend.complete
+
+    def batches(config: ModelConfig, files: ModelFiles, host: Host) -> None:
+        complete(config, files, host)
+        config.dynamic_batching.SetInParent()
+
+    bench.backend.complete = batches  # type: ignore[method-assign]
+    assert list(bench.load().config.dynamic_batching.preferred_batch_size) == [4]
 
 
 def test_unknown_backend_text() -> None:

@@ -24,6 +24,16 @@ _REMOTE: Final = ("s3://", "gs://", "as://")
 _LOOPBACK: Final = "127.0.0.1"
 _EVERYWHERE: Final = "0.0.0.0"  # noqa: S104  Triton's default
 
+_SUCCESSORS: Final = {"strict-model-config": "disable-auto-complete-config"}
+
+#: Flags that keep others out, as long as nothing does what they ask for.
+_PROTECTION: Final = {
+    "http-restricted-api": "Restricted APIs are",
+    "grpc-restricted-protocol": "Restricted protocols are",
+    "grpc-use-ssl": "TLS is",
+    "grpc-use-ssl-mutual": "TLS is",
+}
+
 
 class FlagError(Exception):
     """The command line cannot be followed; the text is for the person who wrote it."""
@@ -61,10 +71,21 @@ def parse(argv: Sequence[str], prog: str, environ: Mapping[str, str] = os.enviro
     if not repositories and environ.get("AIP_STORAGE_URI"):
         repositories = [environ["AIP_STORAGE_URI"]]
     _check_caches(given.values)
+    _check_protection(given.values)
     options = _options(given.values, tuple(map(_path, repositories)), _EVERYWHERE if triton else _LOOPBACK)
     _check_repository(options.repository, prog)
     _check_ports(options)
     return options
+
+
+def deprecations(argv: Sequence[str], prog: str) -> list[str]:
+    """Triton's warnings for flags that do what they say and have a better successor; `argv` as parsed before."""
+    given = _read(argv, prog).values
+    return [
+        f"Warning: '--{name}' has been deprecated! Please use '--{successor}' instead."
+        for name, successor in _SUCCESSORS.items()
+        if name in given
+    ]
 
 
 def usage(prog: str) -> str:
@@ -202,13 +223,18 @@ def _path(text: str) -> Path:
 
 
 def _check_repository(repository: RepositoryOptions, prog: str) -> None:
+    if repository.control_mode == "poll":
+        raise FlagError(
+            'Bad option: "--model-control-mode".\n--model-control-mode=poll is not supported yet: use none or explicit'
+        )
     if repository.load_models and repository.control_mode != "explicit":
         raise FlagError("Error: Use of '--load-model' requires setting '--model-control-mode=explicit' as well.")
     if "*" in repository.load_models and len(repository.load_models) > 1:
         raise FlagError("Wildcard model name '*' must be the ONLY startup model if specified at all.")
     if not repository.paths:
-        hint = "" if prog == "tritonserver" else f"\nUsage: {prog} MODEL_REPOSITORY"
-        raise FlagError(f"--model-repository must be specified{hint}")
+        if prog == "tritonserver":
+            raise FlagError("error: creating server: Invalid argument - --model-repository must be specified")
+        raise FlagError(f"--model-repository must be specified\nUsage: {prog} MODEL_REPOSITORY")
 
 
 def _check_caches(values: Mapping[str, Any]) -> None:
@@ -230,6 +256,16 @@ def _check_caches(values: Mapping[str, Any]) -> None:
                         f"restricted {noun} '{api}' can not be specified in multiple config groups"
                     )
                 seen.add(api)
+
+
+def _check_protection(values: Mapping[str, Any]) -> None:
+    """Nobody who asked for a lock may get an open door and a warning."""
+    for name, what in _PROTECTION.items():
+        if values.get(name):
+            raise FlagError(
+                f'Bad option: "--{name}".\n{what} not supported yet, and Conch does not start unprotected. '
+                "Leave the flag out to serve without it, or put a proxy that does it before the server."
+            )
 
 
 def _check_ports(options: ServerOptions) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from conch.backend.api import Backend, Host, Instance, LoadedModel, ModelFiles, Placement
+from conch.config.ignored import ignored_fields
 from conch.config.instances import InstanceGroup, fill_instance_groups, instance_groups
+from conch.config.normalize import normalize
 from conch.config.rules import validate
 from conch.config.spec import model_spec
 from conch.observe.stats import ModelStats
@@ -19,6 +22,8 @@ from conch.registry.served import ServedVersion
 from conch.repository.api import StoredModel
 from conch.schedule.api import Scheduler
 from conch.types.error import InferError, invalid, unsupported
+
+_log = logging.getLogger("conch.registry")
 
 
 class BuildScheduler(Protocol):
@@ -83,7 +88,12 @@ class Loader:
         files = ModelFiles(stored.directory, version)
         if self._auto_complete:
             backend.complete(config, files, host)
+            # What the backend filled in (a scheduler, a batch size) has defaults of its own.
+            normalize(config)
             validate(config, check_io=True)
+        _refuse_decoupled(config)
+        for field in ignored_fields(config):
+            _log.warning("model '%s': '%s' in its config is accepted but has no effect yet", config.name, field)
         spec = model_spec(config, version)
         stats = ModelStats()
         with contextlib.ExitStack() as opened:
@@ -148,3 +158,12 @@ def _refuse_unsupported(config: ModelConfig) -> None:
         raise unsupported(f"model '{config.name}' is an ensemble; ensembles are not supported yet")
     if config.HasField("sequence_batching"):
         raise unsupported(f"model '{config.name}' asks for sequence_batching, which is not supported yet")
+
+
+def _refuse_decoupled(config: ModelConfig) -> None:
+    """After the backend's word: models may turn it on themselves."""
+    if config.model_transaction_policy.decoupled:
+        raise unsupported(
+            f"model '{config.name}' uses the decoupled transaction policy, which is not supported yet",
+            "remove model_transaction_policy { decoupled: true } if each request gets exactly one response",
+        )

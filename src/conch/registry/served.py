@@ -75,6 +75,8 @@ class ServedVersion:
             for instance in self.instances:
                 stack.callback(instance.close)
             stack.callback(self.scheduler.close)
+        # Who still holds this version (a form, a page of statistics) must not hold the model.
+        self.instances = ()
 
     def __repr__(self) -> str:
         return f"ServedVersion({self.name!r}, {self.version})"

@@ -34,7 +34,8 @@ def version_numbers(folders: Iterable[str]) -> tuple[tuple[int, ...], tuple[str,
 def select(policy: ModelVersionPolicy, available: Sequence[int], name: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """The versions to serve, ascending, and a message for each one that the policy asks for and that is missing.
 
-    A policy that says nothing is `latest { num_versions: 1 }`. Raises InferError when no version is left.
+    A policy that says nothing is `latest { num_versions: 1 }`; `latest { num_versions: 0 }` asks for nothing, as in
+    Triton. Raises InferError when no version is left.
     """
     missing: tuple[str, ...] = ()
     choice = policy.WhichOneof("policy_choice")
@@ -50,8 +51,8 @@ def select(policy: ModelVersionPolicy, available: Sequence[int], name: str) -> t
             if number not in ordered
         )
     else:
-        count = policy.latest.num_versions or 1
-        chosen = ordered[-count:]
+        count = 1 if choice is None else policy.latest.num_versions
+        chosen = ordered[-count:] if count else []
     if not chosen:
         raise invalid(
             f"at least one version must be available under the version policy of model '{name}'",

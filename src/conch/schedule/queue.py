@@ -130,6 +130,9 @@ class QueueScheduler:
         self.stop()
         for runner in self._runners:
             runner.close()
+        # Forms of requests may outlive the version they were made for; its instances must not.
+        self._runners.clear()
+        self._idle.clear()
 
     def _kick(self) -> None:
         """On the loop: wake as many idle runners as may find work; wait for the deadlines of the others' requests."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ def check_outputs(spec: ModelSpec, head: RequestHead) -> None:
     seen: set[str] = set()
     for name in head.outputs:
         if name in seen:
-            raise invalid(f"output '{name}' already exists in request", "ask for each output once")
+            raise invalid(id_prefix(head.id) + f"output '{name}' already exists in request", "ask for each output once")
         seen.add(name)
     for name in head.outputs:
         if name not in known:
@@ -84,6 +85,8 @@ def check_inputs(spec: ModelSpec, head: RequestHead) -> Inputs:
             id_prefix(head.id) + f"inference request batch-size must be <= {spec.max_batch_size} for '{spec.name}'",
             "send fewer rows in one request, or raise max_batch_size",
         )
+    if rows == 0:
+        raise _no_rows(spec, head)
     return _inputs(spec, head, places, rows)
 
 
@@ -149,7 +152,9 @@ def _places(head: RequestHead) -> dict[str, int]:
     places: dict[str, int] = {}
     for place, given in enumerate(head.inputs):
         if given.name in places:
-            raise invalid(f"input '{given.name}' already exists in request", "send each input once")
+            raise invalid(
+                id_prefix(head.id) + f"input '{given.name}' already exists in request", "send each input once"
+            )
         places[given.name] = place
     return places
 
@@ -192,6 +197,21 @@ def _batch_size(spec: ModelSpec, head: RequestHead) -> int:
                 id_prefix(head.id) + f"input '{given.name}' batch size does not match other inputs for '{spec.name}'"
             )
     return 1 if rows is None else rows
+
+
+def _no_rows(spec: ModelSpec, head: RequestHead) -> InferError:
+    """Triton counts at least one row and then misses its elements."""
+    position = next(n for n, tensor in enumerate(spec.inputs) if tensor.name == head.inputs[0].name)
+    tensor = spec.inputs[position]
+    count = math.prod(head.inputs[0].shape[1:])
+    if tensor.datatype is BYTES:
+        error = invalid(
+            id_prefix(head.id) + f"expected {count} string elements for inference input '{tensor.name}' for model "
+            f"'{spec.name}', got 0"
+        )
+    else:
+        error = size_mismatch(spec, position, count * tensor.datatype.size, 0, head.id)
+    return InferError(error.code, error.message, "a request has at least one row")
 
 
 def _check_input(spec: ModelSpec, tensor: TensorSpec, given: InputHead, id: str) -> None:

@@ -27,6 +27,10 @@ EXTENSIONS = (
 )
 
 
+#: Forms remembered; more kinds of request than this at a time are unusual.
+_MAX_FORMS = 1024
+
+
 class Version(Protocol):
     """One servable version, as the registry keeps it."""
 
@@ -58,14 +62,27 @@ class Data:
         self._registry = registry
         self._server_id = server_id
         self._exiting = exiting
+        #: One form for all requests of equal heads, whatever connection they come by: equal forms make cheap batches.
+        self._forms: dict[object, RequestForm] = {}
+        self._forms_generation = 0
 
     @property
     def generation(self) -> int:
         return self._registry.generation
 
     def prepare(self, head: RequestHead) -> RequestForm:
-        # Read before the look-up: a version that goes meanwhile then makes the form old, not wrong.
         generation = self._registry.generation
+        if generation != self._forms_generation or len(self._forms) >= _MAX_FORMS:
+            self._forms.clear()
+            self._forms_generation = generation
+        key = _key(head)
+        form = self._forms.get(key)
+        if form is None or form.generation != generation:
+            form = self._forms[key] = self._check(head, generation)
+        return form
+
+    def _check(self, head: RequestHead, generation: int) -> RequestForm:
+        """`generation` was read before the look-up: a version that goes meanwhile makes the form old, not wrong."""
         version = self._registry.find(head.model_name, head.model_version)
         spec = version.spec
         checks.check_outputs(spec, head)
@@ -181,6 +198,17 @@ class Data:
         except InferError as error:
             raise invalid(f"requested model version is not available for model '{name}'") from error
         return [each for each in ready if each.spec.version == number]
+
+
+def _key(head: RequestHead) -> object:
+    """Equal for heads that ask the same of the same model. The id is no part of it, and True is not 1."""
+    return (
+        head.model_name,
+        head.model_version,
+        tuple([(each.name, each.datatype, each.shape) for each in head.inputs]),
+        tuple(head.outputs),
+        tuple([(name, type(value), value) for name, value in sorted(head.parameters.items())]),
+    )
 
 
 def _write_statistics(version: Version, into: pb.ModelStatistics) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import socket
-from typing import Any, Final
+from typing import Final
 
 from conch.config.server import GrpcOptions
 from conch.protocol.v2.grpc import GrpcCodec
@@ -19,8 +17,8 @@ from conch.transport.http2 import Connection
 from conch.transport.http2_frames import ErrorCode
 from conch.transport.http2_headers import Header
 from conch.transport.http2_limits import Limits
+from conch.transport.listener import BACKLOG, listen
 
-_BACKLOG: Final = 1024
 _CLOSE_SECONDS: Final = 1.0
 _DRAINING: Final = "GRPC server is shutting down and has stopped accepting new requests."
 
@@ -56,7 +54,7 @@ class GrpcTransport:
         loop = self.attach(asyncio.get_running_loop())
         listener = listen(self._options.address, self._options.port, reuse_port=self._options.reuse_port)
         self.port = listener.getsockname()[1]
-        self._server = await loop.create_server(self.connection, sock=listener, backlog=_BACKLOG)
+        self._server = await loop.create_server(self.connection, sock=listener, backlog=BACKLOG)
         self._sweep()
 
     def stop_accepting(self) -> None:
@@ -160,26 +158,3 @@ class GrpcTransport:
         for connection in list(self._connections):
             connection.check(now)
         self._sweeper = self._loop.call_later(min(5.0, self._limits.timeout / 8), self._sweep)
-
-
-def listen(address: str, port: int, *, reuse_port: bool) -> socket.socket:
-    """A bound TCP socket. Raises OSError, in Triton's words when the address is taken."""
-    try:
-        found: list[Any] = socket.getaddrinfo(address or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot listen on '{address}:{port}': {error.strerror}") from error
-    family, kind, protocol, _, place = found[0]
-    sock = socket.socket(family, kind, protocol)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind(place)
-        sock.listen(_BACKLOG)
-        sock.setblocking(False)
-    except OSError as error:
-        sock.close()
-        if error.errno == errno.EADDRINUSE:
-            raise OSError(f"Socket '{address}:{port}' already in use ") from error
-        raise OSError(f"cannot listen on '{address}:{port}': {error.strerror}") from error
-    return sock

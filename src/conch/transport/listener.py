@@ -1,8 +1,10 @@
-"""One HTTP/1.1 listening socket and its connections."""
+"""Listening sockets, and one HTTP/1.1 listener with its connections."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 from collections.abc import Callable
 from typing import Final
 
@@ -10,7 +12,8 @@ from conch.transport.heads import Head, HeadCache
 from conch.transport.http1 import Connection
 from conch.types.tensor import Buffer
 
-_BACKLOG: Final = 1024
+#: Connections that wait to be accepted.
+BACKLOG: Final = 1024
 _MAX_SWEEP: Final = 5.0
 
 Handle = Callable[[Connection, Head, Buffer], None]
@@ -55,14 +58,9 @@ class Listener:
     async def start(self) -> None:
         """Bind and accept. Raises OSError."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: Connection(self),
-            self._address or None,
-            self.port,
-            backlog=_BACKLOG,
-            reuse_port=self._reuse_port or None,
-        )
-        self.port = self._server.sockets[0].getsockname()[1]
+        sock = listen(self._address, self.port, reuse_port=self._reuse_port)
+        self.port = sock.getsockname()[1]
+        self._server = await loop.create_server(lambda: Connection(self), sock=sock, backlog=BACKLOG)
         self._plan_sweep(loop)
 
     def stop_accepting(self) -> None:
@@ -104,3 +102,27 @@ class Listener:
         for connection in list(self._connections):
             connection.tick(self._timeout)
         self._plan_sweep(loop)
+
+
+def listen(address: str, port: int, *, reuse_port: bool) -> socket.socket:
+    """A bound TCP socket; an empty `address` is every one. Raises OSError, in Triton's words when it is taken."""
+    try:
+        found = socket.getaddrinfo(address or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise OSError(f"cannot listen on '{address}:{port}': {error.strerror}") from error
+    # A name such as localhost has addresses of both kinds; Triton takes the one of IPv4.
+    family, kind, protocol, _, place = min(found, key=lambda each: each[0] != socket.AF_INET)
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(place)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise OSError(f"Socket '{address}:{port}' already in use ") from error
+        raise OSError(f"cannot listen on '{address}:{port}': {error.strerror}") from error
+    return sock

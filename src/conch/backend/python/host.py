@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 
 from conch.backend.batch import drop_cancelled
 from conch.backend.python import channel
@@ -24,6 +24,8 @@ from conch.types.response import InferResponse
 _now = time.monotonic_ns
 #: How long `finalize` may take, and an answer to `is_ready`, and a worker that has hung up to exit; seconds.
 FINALIZE, READY, EXIT = 10.0, 5.0, 1.0
+#: How long the loop may take to let go of a worker, in seconds.
+LOOP = 10.0
 
 
 class PythonInstance:
@@ -94,7 +96,9 @@ class PythonInstance:
                 reviver.join()
             handed: Future[WorkerProcess | None] = Future()
             self._post(self._hand_over, handed)
-            worker = handed.result() if self._loop.is_running() else self._detach()
+            # A loop that has been stopped will not answer, and then nothing else uses the worker either.
+            done, _ = wait([handed], LOOP if self._loop.is_running() else 0.0)
+            worker = handed.result() if done else self._detach()
             if worker is not None:
                 worker.stop(FINALIZE)
             self._post(self._abandon)
@@ -296,19 +300,19 @@ class PythonInstance:
         self._fail(internal(worker.bury()))
         if self._closing.is_set():
             return
-        wait = self._backoff.died(time.monotonic())
+        pause = self._backoff.died(time.monotonic())
         self._reviver = threading.Thread(
-            target=self._revive, args=(wait,), name=f"restart {self._launch.instance}", daemon=True
+            target=self._revive, args=(pause,), name=f"restart {self._launch.instance}", daemon=True
         )
         self._reviver.start()
 
-    def _revive(self, wait: float) -> None:
+    def _revive(self, pause: float) -> None:
         """In a thread of its own: start workers until one is up."""
-        while not self._closing.wait(wait):
+        while not self._closing.wait(pause):
             try:
                 worker, self._has_ready = _start(self._launch, self._closing)
             except InferError as error:
-                wait = self._backoff.failed()
+                pause = self._backoff.failed()
                 if self._backoff.hopeless:
                     self._post(self._give_up, error)
             else:
