@@ -96,7 +96,8 @@ class Server:
             await loading
         except InferError as error:
             self._log_tables(registry)
-            _log.error("error: creating server: %s%s", error, f" ({error.hint})" if error.hint else "")
+            hint = f" ({error.hint})" if error.hint else ""
+            _log.error("error: creating server: %s - %s%s", error.code.value, error.message, hint)
             return False
         self._log_tables(registry)
         try:
@@ -186,7 +187,12 @@ class Server:
         for transport in self._transports:
             if not isinstance(transport, MetricsTransport):
                 transport.stop_accepting()
-        while any(t.inflight() for t in self._transports) and time.monotonic() < deadline:
+        speak_at = 0.0
+        while any(t.inflight() for t in self._transports) and (now := time.monotonic()) < deadline:
+            if now >= speak_at:
+                found = sum([t.connections() for t in self._transports if isinstance(t, HttpTransport)])
+                _log.info("Timeout %d: Found %d HTTP service connections", round(deadline - now), found)
+                speak_at = now + 1.0
             await asyncio.sleep(0.01)
         drained = await self._end(loop, registry, max(0.0, deadline - time.monotonic()))
         if not drained:

@@ -44,6 +44,10 @@ class Loop:
             call()
         return len(calls)
 
+    def settle(self) -> None:
+        while self.tick():
+            pass
+
     def advance(self, ns: int) -> None:
         self.now += ns
         due = [timer for timer in self.timers if timer.at <= self.now and not timer.cancelled]
@@ -87,7 +91,7 @@ def make_scheduler(instances: int = 1, **batching: object) -> tuple[Loop, QueueS
     scheduler = QueueScheduler(QueueBatcher(**options), ModelStats(), loop.post, loop.later, loop.clock)  # type: ignore[arg-type]
     held = [Held() for _ in range(instances)]
     for instance in held:
-        scheduler.attach(LoopRunner(instance, scheduler.take))
+        scheduler.attach(LoopRunner(instance, scheduler.take, loop.post))
     return loop, scheduler, held
 
 
@@ -115,6 +119,21 @@ def test_busy_instance_finds_the_next_batch_when_idle() -> None:
     loop.tick()
     assert scheduler.pending() == 3
     held.finish()
+    loop.settle()
+    assert held.batches[-1] == waiting
+
+
+def test_what_arrives_while_answers_are_written_joins_the_next_batch() -> None:
+    """An instance that becomes idle starts its next batch only after the sockets were looked at once more."""
+    loop, scheduler, (held,) = make_scheduler()
+    submit(scheduler, 1)
+    loop.tick()
+    waiting = submit(scheduler, 1)
+    loop.tick()
+    held.finish()
+    loop.tick()
+    waiting += submit(scheduler, 2)
+    loop.settle()
     assert held.batches[-1] == waiting
 
 
@@ -125,6 +144,7 @@ def test_inflight_counts_waiting_and_running() -> None:
     loop.tick()
     assert scheduler.inflight() == 9
     held.finish()
+    loop.settle()
     assert scheduler.inflight() == 1
     held.finish()
     assert scheduler.inflight() == 0
@@ -194,7 +214,7 @@ def test_instance_done_within_start_does_not_recurse() -> None:
 
     loop = Loop()
     scheduler = QueueScheduler(QueueBatcher(1), ModelStats(), loop.post, loop.later, loop.clock)
-    scheduler.attach(LoopRunner(Inline(), scheduler.take))
+    scheduler.attach(LoopRunner(Inline(), scheduler.take, loop.post))
     submit(scheduler, 5000)
     loop.tick()
     assert Inline.count == 5000

@@ -20,7 +20,7 @@ def build(
     for number, instance in enumerate(instances):
         runner: Runner
         if isinstance(instance, LoopInstance):
-            runner = LoopRunner(instance, scheduler.take)
+            runner = LoopRunner(instance, scheduler.take, post)
         else:
             runner = ThreadRunner(instance, scheduler.take, f"{config.name}_{number}")
         scheduler.attach(runner)
@@ -28,15 +28,15 @@ def build(
 
 
 def _batcher(config: ModelConfig) -> QueueBatcher:
-    if not config.HasField("dynamic_batching") or config.max_batch_size < 1:
+    """A model that does not batch has a queue policy all the same, where its config asks for dynamic batching."""
+    if not config.HasField("dynamic_batching"):
         return QueueBatcher(max_rows=1)
     batching = config.dynamic_batching
     queue = batching.default_queue_policy
-    return QueueBatcher(
-        config.max_batch_size,
-        batching.preferred_batch_size,
-        batching.max_queue_delay_microseconds * 1000,
-        QueuePolicy(
-            queue.max_queue_size, queue.default_timeout_microseconds * 1000, bool(queue.allow_timeout_override)
-        ),
+    policy = QueuePolicy(
+        queue.max_queue_size, queue.default_timeout_microseconds * 1000, bool(queue.allow_timeout_override)
     )
+    if config.max_batch_size < 1:
+        return QueueBatcher(max_rows=1, policy=policy)
+    delay = batching.max_queue_delay_microseconds * 1000
+    return QueueBatcher(config.max_batch_size, batching.preferred_batch_size, delay, policy)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 
 from conch.backend.api import LoopInstance, ThreadInstance
-from conch.schedule.queue import Runner
+from conch.schedule.queue import Post, Runner
 from conch.types.request import InferRequest
 
 Take = Callable[[Runner], list[InferRequest]]
@@ -16,10 +16,11 @@ Take = Callable[[Runner], list[InferRequest]]
 class LoopRunner:
     """Drives an instance whose work happens elsewhere. Everything here is on the loop thread."""
 
-    def __init__(self, instance: LoopInstance, take: Take) -> None:
+    def __init__(self, instance: LoopInstance, take: Take, post: Post) -> None:
         self.running = 0
         self._instance = instance
         self._take = take
+        self._post = post
         self._busy = False
         self._looping = False
 
@@ -41,11 +42,16 @@ class LoopRunner:
     def close(self) -> None:
         """Nothing to end: no work is left when this is called."""
 
+    def _after_next_look(self) -> None:
+        self._post(self.wake)
+
     def _idle(self) -> None:
         self._busy = False
         self.running = 0
         if not self._looping:
-            self.wake()
+            # Not now: the answers that were just given are written first, and the sockets looked at once more. What
+            # has arrived meanwhile joins the batch; nobody waits longer for it, as the loop would have been busy.
+            self._post(self._after_next_look)
 
 
 class ThreadRunner:
