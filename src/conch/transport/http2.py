@@ -380,9 +380,7 @@ class Connection(asyncio.Protocol, Generic[State]):
 
     # -- DATA that is padded, incomplete, empty, counted or late
 
-    def _data(  # noqa: PLR0917
-        self, data: bytes, start: int, size: int, length: int, flags: int, number: int
-    ) -> int:
+    def _data(self, data: bytes, start: int, size: int, length: int, flags: int, number: int) -> int:
         if number == 0 or number > self.last_stream or not number & 1:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"DATA on stream {number}, which is idle")
         pad = 0

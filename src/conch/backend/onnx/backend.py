@@ -54,7 +54,7 @@ class OnnxModel:
     and 4037 img/s (8), two sessions 2354 and 4008, one session with two threads 1565 and 3484.
     """
 
-    def __init__(  # noqa: PLR0917  what `load` is given
+    def __init__(
         self, config: ModelConfig, spec: ModelSpec, path: Path, plan: SessionPlan, host: Host, stats: ModelStats
     ) -> None:
         self._config = config

@@ -44,7 +44,7 @@ class PythonBackend:
 
 
 class PythonModel:
-    def __init__(  # noqa: PLR0917  what `load` is given
+    def __init__(
         self,
         config: ModelConfig,
         spec: ModelSpec,

@@ -60,16 +60,12 @@ class Calls:
             except OSError:
                 return True
 
-    def _send(  # noqa: PLR0917  the head of a message
-        self, kind: int, flags: int, sequence: int, index: int, meta: bytes, data: bytes = b""
-    ) -> None:
+    def _send(self, kind: int, flags: int, sequence: int, index: int, meta: bytes, data: bytes = b"") -> None:
         head = CALL_HEAD.pack(kind, flags, sequence, index, len(meta), len(data))
         with self._lock, contextlib.suppress(OSError):
             self._socket.send(head + meta + data)
 
-    def _send_file(  # noqa: PLR0917  the head of a message
-        self, kind: int, sequence: int, index: int, descriptor: int, meta: int, data: int
-    ) -> None:
+    def _send_file(self, kind: int, sequence: int, index: int, descriptor: int, meta: int, data: int) -> None:
         head = CALL_HEAD.pack(kind, 0, sequence, index, meta, data)
         with self._lock, contextlib.suppress(OSError):
             socket.send_fds(self._socket, [head], [descriptor])

@@ -168,7 +168,7 @@ def _write(parts: Sequence[Any], view: memoryview, position: int) -> None:
             position = end
 
 
-def columns(  # noqa: PLR0917  once per batch: no object for what is read once
+def columns(
     batch: Batch, count: int, source: Any, begin: int, size: int, lengths: Sequence[int], bases: list[Any]
 ) -> None:
     """Cut data that lie input by input: one array per input, each request gets its rows of it.
@@ -211,9 +211,7 @@ def columns(  # noqa: PLR0917  once per batch: no object for what is read once
     batch.columns = found
 
 
-def rows(  # noqa: PLR0917
-    batch: Batch, source: Any, begin: int, size: int, lengths: Sequence[int], bases: list[Any]
-) -> None:
+def rows(batch: Batch, source: Any, begin: int, size: int, lengths: Sequence[int], bases: list[Any]) -> None:
     """Cut data that lie request by request, whose forms differ."""
     shared = type(source) is not bytes
     if shared and size:

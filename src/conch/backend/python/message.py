@@ -89,7 +89,7 @@ class Messages:
         meta = _encode({"forms": new, "ids": ids if any(ids) else None, "lengths": lengths, "numbers": numbers})
         return self._lay(0, sequence, len(requests), 0, meta, chunks, verbose)
 
-    def _lay(  # noqa: PLR0917  the head of a message
+    def _lay(
         self,
         flags: int,
         sequence: int,

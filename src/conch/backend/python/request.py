@@ -98,7 +98,7 @@ class InferenceRequest:
     _inputs: list[Tensor] | None
     _own: dict[str, Any]
 
-    def __init__(  # noqa: PLR0917  Triton's signature
+    def __init__(
         self,
         request_id: str = "",
         correlation_id: int | str = 0,
