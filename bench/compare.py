@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raw = None
             if cnn:
                 CONSOLE.print("what the cores allow: ONNX Runtime by itself")
-                raw = best_rate(ours_at / "cnn" / "1" / "model.onnx", IMAGE_SHAPE, plan.raw_seconds)
+                at_once = max([p.workload.concurrency for p in chosen if p.workload.model == "cnn"])
+                raw = best_rate(ours_at / "cnn" / "1" / "model.onnx", IMAGE_SHAPE, plan.raw_seconds, at_once)
         extras: list[Extra] = extras_of(results, raw)
         if not options.only:
             extras += _idle(options.conch.split())

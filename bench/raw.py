@@ -13,16 +13,18 @@ import numpy as np
 CORES = len(os.sched_getaffinity(0))
 
 
-def best_rate(model: Path, shape: tuple[int, ...], seconds: float) -> tuple[float, str]:
+def best_rate(model: Path, shape: tuple[int, ...], seconds: float, concurrency: int) -> tuple[float, str]:
     """Rows per second of the best way to use all cores, and which way that was.
 
     Tried are one thread per session with a session per core, and one session over all cores; with 1, 4 and 8 rows per
-    run. `shape` is one row's.
+    run, but never more rows at a time than the `concurrency` that the server is driven with: a server cannot batch
+    requests that nobody has sent. `shape` is one row's.
     """
     tries = {
         f"{sessions} x {threads} threads, {rows} rows": _rate(model, shape, sessions, threads, rows, seconds)
         for sessions, threads in {(CORES, 1), (1, CORES)}
         for rows in (1, 4, 8)
+        if sessions * rows <= concurrency
     }
     best = max(tries, key=tries.__getitem__)
     return tries[best], best

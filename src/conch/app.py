@@ -33,6 +33,7 @@ from conch.registry.registry import Registry
 from conch.repository.local import LocalStore
 from conch.schedule.api import Scheduler
 from conch.schedule.build import build as build_scheduler
+from conch.schedule.timer import FineTimer
 from conch.service.control import Control
 from conch.service.data import EXTENSIONS, Data
 from conch.transport.api import Transport
@@ -110,6 +111,7 @@ class Server:
     def _registry(self, loop: asyncio.AbstractEventLoop) -> Registry:
         options = self._options
         home = threading.get_ident()
+        timer = FineTimer(loop)
 
         def post(call: Callable[[], object]) -> object:
             if threading.get_ident() == home:
@@ -117,7 +119,7 @@ class Server:
             return loop.call_soon_threadsafe(call)
 
         def schedule(config: ModelConfig, instances: Sequence[Instance], stats: ModelStats) -> Scheduler:
-            return build_scheduler(config, instances, stats, post, loop.call_later)
+            return build_scheduler(config, instances, stats, post, timer.later)
 
         def host(backend: str) -> Host:
             return Host(loop, {**options.backend.get("", {}), **options.backend.get(backend, {})}, cpus())

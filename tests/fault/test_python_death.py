@@ -190,9 +190,15 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
         model.echo(13)
         until(lambda: model.instance._worker is not None)
         model.echo()
-        sleepers = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "60"]]
-        mine = [p for p in sleepers if os.getsid(p.pid) == model.pid]
-        assert mine
+        mine: list[psutil.Process] = []
+
+        def found() -> bool:
+            # A child that was just started may not be what it is to become.
+            everyone = psutil.process_iter(["cmdline"])
+            mine[:] = [p for p in everyone if p.info["cmdline"] == ["sleep", "60"] and os.getsid(p.pid) == model.pid]
+            return bool(mine)
+
+        until(found)
     assert count() == before
     until(lambda: not [p for p in mine if p.is_running() and p.status() != psutil.STATUS_ZOMBIE])
 

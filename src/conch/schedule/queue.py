@@ -29,10 +29,6 @@ class Later(Protocol):
     def __call__(self, seconds: float, call: Callable[[], object], /) -> Timer: ...
 
 
-#: The loop's timers count milliseconds; what is nearer than this is awaited by asking again each tick.
-_TIMER_GRAIN_NS = 1_500_000
-
-
 class Runner(Protocol):
     """What drives one instance. `wake` is called on the loop thread when work waits and the runner is idle."""
 
@@ -154,12 +150,7 @@ class QueueScheduler:
         """On the loop: see to it that `_ring` is called at `_alarm_ns`."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        wait = self._alarm_ns - self._clock()
-        if wait < _TIMER_GRAIN_NS:
-            self._post(self._ring)
-        else:
-            self._timer = self._later((wait - 1_000_000) / 1e9, self._ring)
+        self._timer = self._later((self._alarm_ns - self._clock()) / 1e9, self._ring)
 
     def _ring(self) -> None:
         """On the loop: if the alarm is due, a queue delay or a deadline has passed and the batcher is asked again."""
