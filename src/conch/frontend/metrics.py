@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from conch.config.server import MetricsOptions
+from conch.observe.metrics import CONTENT_TYPE
 from conch.transport.heads import BadRequestError, Head
 from conch.transport.http1 import Connection, head_of
 from conch.transport.listener import Listener
@@ -64,7 +65,7 @@ class MetricsTransport:
                 _log.exception("the metrics page could not be made")
                 connection.fail(500, "the metrics page could not be made, see the server's log")
                 return
-            connection.respond(head_of(200, "text/plain; charset=utf-8", len(page)), (page,))
+            connection.respond(head_of(200, CONTENT_TYPE, len(page)), (page,))
 
 
 def _route(head: Head) -> None:

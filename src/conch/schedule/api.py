@@ -28,7 +28,15 @@ class Batcher(Protocol):
     def offer(self, request: InferRequest, now: int) -> None:
         """Queue a request. Raises InferError when the queue is full; the request is then not taken."""
 
-    def take(self, now: int) -> Turn: ...
+    def take(self, now: int) -> Turn:
+        """The next batch, for an instance that is free now."""
+
+    def expire(self, now: int) -> Turn:
+        """Only what must leave the queue now; `ask_at` is the next deadline."""
+
+    @property
+    def next_deadline(self) -> int:
+        """No waiting request must leave before this time; 0: none has a deadline."""
 
     def __len__(self) -> int:
         """How many requests wait."""

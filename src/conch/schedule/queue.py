@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from conch.observe.stats import ModelStats, Reason
-from conch.schedule.batcher import QueueBatcher
+from conch.schedule.api import Batcher
 from conch.types.error import Code, InferError, unavailable
 from conch.types.request import InferRequest, id_prefix
 
@@ -48,7 +48,7 @@ class QueueScheduler:
 
     def __init__(
         self,
-        batcher: QueueBatcher,
+        batcher: Batcher,
         stats: ModelStats,
         post: Post,
         later: Later,

@@ -55,7 +55,6 @@ class Answers:
 
     def __init__(self) -> None:
         self._layouts: dict[Any, Layout] = {}
-        self._told = 0
 
     def gather(self, responses: list[InferenceResponse], batch: Batch) -> Reply:
         """Raises TypeError-like texts as ValueError where `responses` is not what `execute` may return."""
