@@ -109,6 +109,7 @@ class Data:
             correlation_id=steering.correlation_id,
             flags=steering.flags,
             has_bytes=inputs.has_bytes,
+            decoupled=version.config.model_transaction_policy.decoupled,
         )
 
     def infer(self, request: InferRequest) -> None:

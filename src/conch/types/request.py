@@ -94,6 +94,8 @@ class RequestForm:
     flags: int = 0
     #: True when some input is BYTES, whose content must be checked per request.
     has_bytes: bool = False
+    #: True when the model may answer any number of times (its transaction policy is decoupled).
+    decoupled: bool = False
     #: What codecs and workers remember about this form (encoded response heads and the like); lost with the form.
     memo: dict[Any, Any] = field(default_factory=dict)
 
@@ -101,8 +103,9 @@ class RequestForm:
 class ResponseSink(Protocol):
     """Where answers go. Any thread may call, it never blocks and never raises.
 
-    Each request gets zero or more `reply` calls and exactly one final one (`final=True`, or `fail`). Calls after the
-    final one are a bug of the caller; a sink whose client has left swallows everything.
+    Each request gets zero or more `reply` calls and exactly one final one (`final=True`, or `fail`). The final reply of
+    a decoupled model may be `types.response.FINAL`, which brings no response of its own. Calls after the final one are
+    a bug of the caller; a sink whose client has left swallows everything.
     """
 
     def reply(self, request: InferRequest, response: InferResponse, final: bool) -> None: ...
@@ -117,7 +120,7 @@ class InferRequest:
     transport when nobody waits any more (any thread may set it, it is never reset).
     """
 
-    __slots__ = ("cancelled", "data", "deadline_ns", "form", "id", "queued_ns", "received_ns", "sink")
+    __slots__ = ("cancelled", "data", "deadline_ns", "expires_ns", "form", "id", "queued_ns", "received_ns", "sink")
 
     def __init__(
         self, form: RequestForm, id: str, data: tuple[Buffer, ...], sink: ResponseSink, received_ns: int
@@ -130,6 +133,8 @@ class InferRequest:
         self.queued_ns = 0
         #: When the request's time in the queue ends; 0 for never. Set by the scheduler from its queue policy.
         self.deadline_ns = 0
+        #: When nobody waits for an answer any more (the client's deadline); 0 for never. Set before it is submitted.
+        self.expires_ns = 0
         self.cancelled = False
 
     def __repr__(self) -> str:

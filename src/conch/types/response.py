@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from conch.types.request import Parameter
 from conch.types.tensor import Tensor
@@ -19,3 +20,7 @@ class InferResponse:
 
     def __repr__(self) -> str:
         return f"InferResponse({list(self.outputs)!r})"
+
+
+#: Ends a request whose last response has gone already: known by its identity, it has nothing to show.
+FINAL: Final = InferResponse(())
