@@ -8,7 +8,7 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 out="$here/../src/conch/pb"
 python=${PYTHON:-python3}
-files="model_config grpc_service health"
+files="model_config grpc_service health reflection reflection_alpha"
 
 cd "$here"
 # shellcheck disable=SC2086

@@ -22,9 +22,11 @@ from conch.backend.find import BACKENDS, find_backend
 from conch.config.machine import cpus
 from conch.config.server import ServerOptions
 from conch.frontend.metrics import MetricsTransport
-from conch.observe import log, metrics
+from conch.memory.regions import Regions
+from conch.observe import log, metrics, tracing
 from conch.observe.process import MachineGauge
 from conch.observe.stats import ModelStats
+from conch.observe.trace import Tracer
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.registry import tables
 from conch.registry.loader import Loader
@@ -36,6 +38,8 @@ from conch.schedule.build import build as build_scheduler
 from conch.schedule.timer import FineTimer
 from conch.service.control import Control
 from conch.service.data import EXTENSIONS, Data
+from conch.service.settings import Settings
+from conch.transport import tls
 from conch.transport.api import Transport
 from conch.transport.bridge import Bridge
 from conch.transport.grpc import GrpcTransport
@@ -55,16 +59,31 @@ def run(options: ServerOptions) -> int:
     try:
         for flag in options.ignored:
             _log.warning("%s is accepted but has no effect yet", flag)
-        return uvloop.run(Server(options).serve())
+        try:
+            check(options)
+        except OSError as error:
+            _log.error("error: creating server: Invalid argument - %s", error.strerror or error)
+            return 1
+        return uvloop.run(Server(options, handler.settings).serve())
     finally:
         handler.close()
+
+
+def check(options: ServerOptions) -> None:
+    """What can be found out about files before models are loaded. Raises OSError."""
+    for listener, alpn in ((options.http, "http/1.1"), (options.grpc, "h2")):
+        if listener.enabled and listener.tls is not None:
+            tls.load(listener.tls, alpn)
+    tracing.check(options.trace)
 
 
 class Server:
     """One server: rooms joined, started in order, drained in order."""
 
-    def __init__(self, options: ServerOptions) -> None:
+    def __init__(self, options: ServerOptions, log_settings: log.Settings) -> None:
         self._options = options
+        self._log_settings = log_settings
+        self._tracer: Tracer | None = None
         self._exiting = False
         self._transports: list[Transport] = []
 
@@ -142,12 +161,19 @@ class Server:
     async def _listen(self, loop: asyncio.AbstractEventLoop, registry: Registry) -> None:
         options = self._options
         bridge = Bridge(loop)
-        data = Data(registry, options.id, lambda: self._exiting)
+        tracer = self._tracer = Tracer(options.trace, tracing.recorder(options.trace), bridge.on_loop, bridge.post)
+        data = Data(registry, options.id, lambda: self._exiting, tracer)
+        settings = Settings(self._log_settings, tracer, data.model_ready)
         control = Control(registry, options.repository.control_mode)
+        regions = Regions(allowed=options.memory.client_shm)
         if options.grpc.enabled:
-            await self._open(GrpcTransport(options.grpc, data, control, bridge), options.grpc.address)
+            await self._open(
+                GrpcTransport(options.grpc, data, control, bridge, settings, regions), options.grpc.address
+            )
         if options.http.enabled:
-            await self._open(HttpTransport(options.http, data, control, bridge), options.http.address)
+            await self._open(
+                HttpTransport(options.http, data, control, bridge, settings, regions), options.http.address
+            )
         if options.metrics.enabled:
             address = options.metrics.address or options.http.address
             machine = MachineGauge(options.metrics.interval_ms / 1000)
@@ -205,6 +231,9 @@ class Server:
         drained = await loop.run_in_executor(None, registry.stop, seconds)
         for transport in self._transports:
             await transport.close()
+        if self._tracer is not None:
+            # Before the loop ends: what is on its way to the file is noted on the loop.
+            await loop.run_in_executor(None, self._tracer.close)
         return drained
 
 

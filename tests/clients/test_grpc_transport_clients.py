@@ -81,9 +81,6 @@ def test_grpcio_errors(channel: grpc.Channel) -> None:
     assert error.value.code() is grpc.StatusCode.NOT_FOUND
     assert error.value.details() == "Request for unknown model: 'größe\n' is not found"
     with pytest.raises(grpc.RpcError) as error:
-        call(infer_message(), timeout=10, compression=grpc.Compression.Gzip)
-    assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    with pytest.raises(grpc.RpcError) as error:
         unary(channel, "Nope", pb.ModelInferResponse)(infer_message(), timeout=10)
     assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
 

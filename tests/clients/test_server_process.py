@@ -70,7 +70,7 @@ def server(repository: Path) -> Iterator[Server]:
     flags = (
         "--model-control-mode=explicit", "--load-model=*", "--exit-on-error=false", "--strict-readiness=false",
         "--backend-config=onnxruntime,default-max-batch-size=16", "--id=mine", "--log-format=ISO8601",
-        "--grpc-keepalive-time=5",
+        "--grpc-infer-thread-count=5",
     )  # fmt: skip
     with Server(repository, *flags, command=TRITONSERVER) as running:
         yield running
@@ -115,7 +115,7 @@ def test_log_format(server: Server) -> None:
 
 def test_what_has_no_effect_is_warned_of(server: Server) -> None:
     """A flag and a config field that nothing acts on yet are named in warnings, the flag before anything loads."""
-    assert "--grpc-keepalive-time is accepted but has no effect yet" in server.log
+    assert "--grpc-infer-thread-count is accepted but has no effect yet" in server.log
     assert "model 'two': 'model_warmup' in its config is accepted but has no effect yet" in server.log
 
 
@@ -175,13 +175,6 @@ def test_wrong_flags() -> None:
     ended = run(*CONCH, "--http-port=x", ".")
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr == 'Bad option: "--http-port".\nInvalid option value. Got x\nSee conch serve --help\n'
-
-
-def test_unprotected_start_is_refused(repository: Path) -> None:
-    """Who asks for TLS does not get a server without it."""
-    ended = run(*TRITONSERVER, f"--model-repository={repository}", "--grpc-use-ssl=true")
-    assert ended.returncode == 1
-    assert "TLS is not supported yet, and Conch does not start unprotected" in ended.stderr
 
 
 def test_exit_on_error(repository: Path) -> None:
@@ -274,53 +267,6 @@ def metrics_page(server: Server) -> str:
     page = connection.getresponse().read().decode()
     connection.close()
     return page
-
-
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        ("POST", "/v2/models/bare/generate"),
-        ("POST", "/v2/models/bare/generate_stream"),
-        ("GET", "/v2/logging"),
-        ("POST", "/v2/trace/setting"),
-        ("GET", "/v2/models/bare/trace/setting"),
-        ("GET", "/v2/systemsharedmemory/status"),
-        ("POST", "/v2/cudasharedmemory/region/r/register"),
-    ],
-)
-def test_endpoints_that_are_missing(server: Server, method: str, path: str) -> None:
-    """An endpoint of Triton's that is not there yet is 501, not an unknown path."""
-    assert ask(server, path, method) == (501, {"error": "this endpoint is not supported yet"})
-
-
-@pytest.mark.parametrize("method", ["ModelStreamInfer", "SystemSharedMemoryStatus", "TraceSetting", "LogSettings"])
-def test_calls_that_are_missing(server: Server, method: str) -> None:
-    """The same over gRPC: UNIMPLEMENTED, and the call's name."""
-    path = f"/inference.GRPCInferenceService/{method}"
-    with grpc.insecure_channel(server.grpc) as channel, pytest.raises(grpc.RpcError) as caught:
-        channel.unary_unary(path)(b"", timeout=10)
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert caught.value.details() == f"{path} is not supported yet"
-
-
-@pytest.mark.parametrize(
-    ("input_extra", "output_extra", "words"),
-    [
-        ({}, {"classification": 2}, "classification"),
-        ({}, {"shared_memory_region": "r", "shared_memory_byte_size": 8}, "shared memory"),
-        ({"shared_memory_region": "r", "shared_memory_byte_size": 8}, {}, "shared memory"),
-    ],
-)
-def test_extensions_that_are_missing(
-    server: Server, input_extra: dict[str, object], output_extra: dict[str, object], words: str
-) -> None:
-    """Requests that need an extension which is not there are 501 and name it."""
-    tensor: dict[str, object] = {"name": "x", "datatype": "FP32", "shape": [1, 2]}
-    tensor |= {"parameters": input_extra} if input_extra else {"data": [1, 2]}
-    body = {"inputs": [tensor], "outputs": [{"name": "y", "parameters": output_extra}]}
-    status, answer = ask(server, "/v2/models/bare/infer", "POST", json.dumps(body))
-    assert status == 501
-    assert words in answer["error"]
 
 
 def test_metrics_have_tritons_names(server: Server) -> None:

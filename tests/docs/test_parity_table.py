@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from parity import cases
+from parity.modes import MODES
 
 ROOT = Path(__file__).parent.parent.parent
 ROWS = [
@@ -16,7 +16,7 @@ ROWS = [
     if line.startswith("| ") and not line.startswith("| area ")
 ]
 STATES = ("same", "better", "different", "missing", "not run here")
-NAMES = [case.name for case in (*cases.NONE, *cases.EXPLICIT)]
+NAMES = [case.name for mode in MODES.values() for case in mode.cases]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])

@@ -15,9 +15,12 @@ import numpy as np
 import psutil
 import pytest
 
+from conch.backend.python.channel import WINDOW
 from conch.types.error import Code
+from conch.types.flow import Flow
 from conch.types.response import InferResponse
-from support.python_models import array_of, form_for, model_source, outcome, served
+from support.python_models import array_of, form_for, make_spec, model_source, outcome, served
+from support.requests import Recorder
 
 
 def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
@@ -71,6 +74,80 @@ def test_a_worker_killed_while_idle_is_replaced(tmp_path: Path) -> None:
         until(lambda: model.instance._worker is None)
         assert not model.model.ready()
         assert isinstance(model.echo(), InferResponse)
+
+
+STREAMING = """
+    def work(sender):
+        for number in range(1000):
+            sender.send(answer(np.full((1, 3 if number % 10 else 20_000), number, np.float32)))
+            time.sleep(0.0005)
+        sender.send(flags=1)
+    for request in requests:
+        threading.Thread(target=work, args=(request.get_response_sender(),), daemon=True).start()
+"""
+
+
+def test_a_worker_killed_with_open_responders_ends_each_request_once(tmp_path: Path) -> None:
+    """What had arrived counts, then comes one error; the next worker serves new requests, nothing stays open."""
+    with served(tmp_path, model_source(STREAMING), make_spec(decoupled=True)) as model:
+        for wanted in (0, 1, 25):
+            requests = [model.request(np.ones((1, 2), np.float32)) for _ in range(3)]
+            sinks = [request.sink for request in requests]
+            for request in requests:
+                assert model.start([request]).wait(20)
+            until(lambda: all(len(sink.replies) >= wanted for sink in sinks))  # type: ignore[attr-defined]  # noqa: B023
+            assert model.instance.open() == 3
+            os.kill(model.pid, signal.SIGKILL)
+            for sink in sinks:
+                assert isinstance(sink, Recorder)
+                sink.wait(1)
+                numbers = [array_of(response.outputs[0])[0, 0] for _, response, _ in sink.replies]
+                assert numbers == list(range(len(numbers)))
+                assert [error.code for _, error in sink.errors] == [Code.INTERNAL]
+                assert "was ended by SIGKILL" in sink.errors[0][1].message
+            assert model.instance.open() == 0
+            until(lambda: model.instance._worker is not None)
+        assert (model.stats.success.count, model.stats.fail.count) == (0, 9)
+        for sink in sinks:
+            assert isinstance(sink, Recorder)
+            assert len(sink.finals()) == 1
+
+
+def test_a_worker_killed_while_a_sender_waits_for_its_client(tmp_path: Path) -> None:
+    """Responses that were held back for a slow client are no reason to wait for ever."""
+    execute = """
+        sender = requests[0].get_response_sender()
+        while True:
+            sender.send(answer(np.zeros((1, 250_000), np.float32)))
+    """
+    with served(tmp_path, model_source(execute), make_spec(decoupled=True)) as model:
+        request = model.request(np.ones((1, 2), np.float32))
+        request.flow = Flow()
+        request.flow.full = True
+        idle = model.start([request])
+        sink = request.sink
+        assert isinstance(sink, Recorder)
+        until(lambda: len(sink.replies) >= WINDOW // 1_000_000)
+        os.kill(model.pid, signal.SIGKILL)
+        assert idle.wait(20)
+        assert len(sink.finals()) == len(sink.errors) == 1
+        model.loop.call_soon_threadsafe(request.flow.release)
+        until(lambda: model.instance._worker is not None)
+
+
+def test_clients_that_leave_do_not_stop_a_model_that_does_not_look(tmp_path: Path) -> None:
+    """A model that never asks `is_cancelled` answers to the end, and every request is settled once."""
+    source = model_source(STREAMING.replace("0.0005", "0").replace("1000", "50"))
+    with served(tmp_path, source, make_spec(decoupled=True)) as model:
+        requests = [model.request(np.ones((1, 2), np.float32)) for _ in range(4)]
+        assert model.start(requests).wait(20)
+        for request in requests:
+            request.cancelled = True
+        for request in requests:
+            assert isinstance(request.sink, Recorder)
+            request.sink.wait(1)
+            assert len(request.sink.finals()) == 1
+        until(lambda: model.instance.open() == 0)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
+from conch.schedule.api import Turn
 from conch.schedule.batcher import QueueBatcher, QueuePolicy
 from conch.types.error import Code, InferError
 from conch.types.request import InferRequest
@@ -147,9 +148,16 @@ class History(RuleBasedStateMachine):
         self.waiting: list[InferRequest] = []
         self.gone: list[InferRequest] = []
 
-    @rule(target=requests, rows=st.integers(1, 10), key=st.sampled_from([None, None, "a"]), hurry=st.integers(0, 9))
-    def offer(self, rows: int, key: object, hurry: int) -> InferRequest:
+    @rule(
+        target=requests,
+        rows=st.integers(1, 10),
+        key=st.sampled_from([None, None, "a"]),
+        hurry=st.integers(0, 9),
+        leaves=st.sampled_from([0, 0, -3, 1, 15]),
+    )
+    def offer(self, rows: int, key: object, hurry: int, leaves: int) -> InferRequest:
         request = make_request(make_form(min(rows, self.max_rows), key, timeout_us=hurry), queued_ns=self.now)
+        request.expires_ns = max(1, self.now + leaves) if leaves else 0
         full = self.max_size and len(self.waiting) >= self.max_size
         try:
             self.batcher.offer(request, self.now)
@@ -168,18 +176,39 @@ class History(RuleBasedStateMachine):
     def wait(self, step: int) -> None:
         self.now += step
 
+    def refused(self, turn: Turn) -> None:
+        for request, error in turn.refuse:
+            assert request.cancelled or (request.deadline_ns and request.deadline_ns <= self.now), error
+            assert (error.code is Code.CANCELLED) == request.cancelled
+            self.waiting.remove(request)
+            self.gone.append(request)
+        ends = [request.deadline_ns for request in self.waiting if request.deadline_ns]
+        assert not ends or 0 < turn.ask_at <= min(ends), "nobody leaves later than on time"
+
+    @rule()
+    def sweep(self) -> None:
+        turn = self.batcher.sweep(self.now)
+        self.refused(turn)
+        assert turn.run == []
+        assert not [request for request in self.waiting if request.cancelled]
+
+    @rule()
+    def expire(self) -> None:
+        turn = self.batcher.expire(self.now)
+        self.refused(turn)
+        assert not [r for r in self.waiting if r.deadline_ns and r.deadline_ns <= self.now]
+
     @rule()
     def take(self) -> None:
         turn = self.batcher.take(self.now)
-        for request, error in turn.refuse:
-            assert request.cancelled or (request.deadline_ns and request.deadline_ns <= self.now), error
-            self.waiting.remove(request)
-            self.gone.append(request)
+        self.refused(turn)
         assert turn.run == self.waiting[: len(turn.run)], "first come, first served"
         rows = sum(request.form.rows for request in turn.run)
         assert rows <= self.max_rows or len(turn.run) == 1
         assert len({request.form.batch_key for request in turn.run}) <= 1
-        assert all(not r.deadline_ns or r.deadline_ns > self.now for r in turn.run), "no expired request is executed"
+        for request in turn.run:
+            assert not request.deadline_ns or request.deadline_ns > self.now, "no expired request is executed"
+            assert not request.expires_ns or request.expires_ns > self.now, "nor one whose client waits no longer"
         if self.waiting and not turn.run:
             assert self.delay, "without a delay whoever asks gets what waits"
             assert turn.ask_at > self.now, "who waits is told until when"

@@ -41,6 +41,7 @@ class Silent:
 
     verbose = False
     areas = 0
+    outbox = None
 
     def area(self, descriptor: int) -> None:
         self.areas += 1

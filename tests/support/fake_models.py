@@ -30,6 +30,9 @@ class FakeScheduler:
     def submit(self, request: InferRequest, /) -> None:
         raise NotImplementedError
 
+    def withdraw(self, request: InferRequest, /) -> None:
+        raise NotImplementedError
+
     def pending(self) -> int:
         return self.busy
 

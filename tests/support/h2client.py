@@ -14,6 +14,7 @@ from conch.pb import grpc_service_pb2 as pb
 from conch.transport import http2_frames as h2
 from conch.transport.grpc import GrpcTransport
 from conch.transport.http2_headers import literal
+from support.deliver import deliver
 from support.plane import RecordingControl, echo_plane
 
 INFER = b"/inference.GRPCInferenceService/ModelInfer"
@@ -28,6 +29,7 @@ class Wire(asyncio.Transport):
         self.data = bytearray()
         self.writes = 0
         self.closed = self.aborted = self.reading_paused = False
+        self.protocol: asyncio.BaseProtocol | None = None
 
     def write(self, data: Any) -> None:
         self.data += data
@@ -38,6 +40,15 @@ class Wire(asyncio.Transport):
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         pass
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self.protocol = protocol
+
+    def is_reading(self) -> bool:
+        return not self.reading_paused
+
+    def is_closing(self) -> bool:
+        return self.closed
 
     def pause_reading(self) -> None:
         self.reading_paused = True
@@ -99,6 +110,7 @@ class Served:
         self.grpc.attach(self.loop)
         self.connection = self.grpc.connection()
         self.wire = Wire()
+        self.wire.set_protocol(self.connection)
         self.connection.connection_made(self.wire)
         self._read = 0
         self._decoder = Decoder()
@@ -114,8 +126,7 @@ class Served:
     def feed(self, *parts: bytes) -> None:
         """Each part is one read."""
         for part in parts:
-            if not self.wire.closed:
-                self.connection.data_received(part)
+            deliver(lambda: None if self.wire.closed else self.wire.protocol, part)
         self.turn()
 
     def turn(self) -> None:

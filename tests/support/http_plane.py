@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 
 from conch.pb import grpc_service_pb2 as pb
@@ -111,7 +111,7 @@ class Plane:
             head=head, model=spec, submit=self.infer, version=1, generation=self.generation,
             inputs=tuple(range(len(order))), order=order, shapes=tuple(shapes), backend_shapes=tuple(shapes),
             sizes=tuple(sizes), counts=tuple(counts), rows=1, batch_key=None, outputs=tuple(head.outputs) or None,
-            parameters=head.parameters or None, has_bytes=-1 in sizes,
+            parameters=head.parameters or None, has_bytes=-1 in sizes, decoupled=spec.decoupled,
         )  # fmt: skip
 
     def infer(self, request: InferRequest, /) -> None:
@@ -153,6 +153,9 @@ class Plane:
             config.input.add(name=each.name, data_type=each.datatype.number, dims=each.dims)
         config.model_transaction_policy.decoupled = spec.decoupled
         return config
+
+    def labels(self, name: str, version: str, output: str) -> Sequence[bytes]:
+        return next(each.labels for each in self._find(name, version).outputs if each.name == output)
 
     def statistics(self, name: str, version: str) -> pb.ModelStatisticsResponse:
         answer = pb.ModelStatisticsResponse()

@@ -14,6 +14,7 @@ from conch.config.server import HttpOptions
 from conch.transport.bridge import Bridge
 from conch.transport.http import HttpTransport
 from conch.transport.http1 import Connection
+from support.deliver import deliver
 from support.http_plane import Plane
 
 
@@ -35,6 +36,7 @@ class FakeTransport:
     """Collects what is written. `blocked` plays a client that does not read."""
 
     def __init__(self) -> None:
+        self.protocol: asyncio.BaseProtocol | None = None
         self.sent = bytearray()
         self.writes = 0
         self.reading = True
@@ -64,6 +66,12 @@ class FakeTransport:
     def resume_reading(self) -> None:
         self.reading = True
 
+    def is_reading(self) -> bool:
+        return self.reading
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self.protocol = protocol
+
     def is_closing(self) -> bool:
         return self.closed
 
@@ -77,12 +85,43 @@ class FakeTransport:
         self.closed = self.aborted = True
 
 
+@dataclass(eq=False)
+class Timer:
+    """A call that waits for its time; `fire` makes it come."""
+
+    loop: FakeLoop
+    seconds: float
+    call: Callable[[], object]
+
+    def cancel(self) -> None:
+        if self in self.loop.timers:
+            self.loop.timers.remove(self)
+
+    def fire(self) -> None:
+        self.cancel()
+        self.call()
+
+
 class FakeLoop:
     """As much of an event loop as the bridge needs."""
 
     def __init__(self) -> None:
         self.calls: list[Callable[[], object]] = []
+        #: For the end of this tick.
+        self.soon: list[Callable[[], object]] = []
+        self.timers: list[Timer] = []
         self.woken = threading.Event()
+
+    def call_soon(self, call: Callable[[], object]) -> None:
+        self.soon.append(call)
+
+    def end_tick(self) -> None:
+        while self.soon:
+            self.soon.pop(0)()
+
+    def call_later(self, seconds: float, call: Callable[..., object], *args: Any) -> Timer:
+        self.timers.append(Timer(self, seconds, lambda: call(*args)))
+        return self.timers[-1]
 
     def call_soon_threadsafe(self, call: Callable[[], object]) -> None:
         self.calls.append(call)
@@ -102,12 +141,13 @@ class Wire:
     def open(self) -> None:
         self.transport = FakeTransport()
         self.connection = Connection(self.server._listener)
+        self.transport.set_protocol(self.connection)
         self.connection.connection_made(cast("asyncio.Transport", self.transport))
 
     def feed(self, *pieces: bytes) -> Wire:
         for piece in pieces:
-            if not self.transport.closed:
-                self.connection.data_received(piece)
+            deliver(lambda: None if self.transport.closed else self.transport.protocol, piece)
+            self.loop.end_tick()
         return self
 
     def ask(self, data: bytes) -> Reply:
@@ -118,6 +158,7 @@ class Wire:
         return reply
 
     def replies(self) -> list[Reply]:
+        self.loop.end_tick()
         return take_apart(bytes(self.transport.sent))
 
     def turn(self) -> None:
@@ -127,6 +168,24 @@ class Wire:
         calls, self.loop.calls = self.loop.calls, []
         for call in calls:
             call()
+        self.loop.end_tick()
+
+
+def take_chunked(sent: bytes) -> tuple[Reply, list[bytes]]:
+    """One chunked answer, and its chunks; those of an answer that goes on are all but the last, which is empty."""
+    head, _, rest = sent.partition(b"\r\n\r\n")
+    first, *lines = head.decode("latin-1").split("\r\n")
+    headers = dict(line.split(": ", 1) for line in lines)
+    assert headers["Transfer-Encoding"] == "chunked"
+    assert "Content-Length" not in headers
+    chunks = []
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        length = int(size, 16)
+        assert rest[length : length + 2] == b"\r\n"
+        chunks.append(rest[:length])
+        rest = rest[length + 2 :]
+    return Reply(int(first.split()[1]), headers, b"".join(chunks)), chunks
 
 
 def take_apart(sent: bytes) -> list[Reply]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import struct
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -12,13 +13,15 @@ from dataclasses import dataclass, field
 from conch.observe.stats import ModelStats
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.service.data import Data
-from conch.types.dtype import BYTES, FP32, INT8
+from conch.types.dtype import BYTES, FP32, INT8, INT32
 from conch.types.error import Code, InferError, not_found
 from conch.types.model import IndexEntry, ModelSpec, TensorSpec
 from conch.types.request import InferRequest
-from conch.types.response import InferResponse
+from conch.types.response import FINAL, InferResponse
 from conch.types.tensor import Tensor
 
+#: Answers as often as its input says, with the response's number as output.
+DECOUPLED = ModelSpec("decoupled", 1, 0, (TensorSpec("N", INT32, (1,)),), (TensorSpec("OUT", INT32, (1,)),))
 IDENTITY = ModelSpec("identity", 1, 8, (TensorSpec("INPUT0", FP32, (-1,)),), (TensorSpec("OUTPUT0", FP32, (-1,)),))
 SIMPLE = ModelSpec(
     "simple",
@@ -51,11 +54,21 @@ class EchoScheduler:
         else:
             self.held.append(request)
 
+    def withdraw(self, request: InferRequest, /) -> None:
+        """Held requests stay until they are released; the answer finds nobody."""
+        request.cancelled = True
+
     def answer(self, request: InferRequest) -> None:
         if self.error is not None:
             request.sink.fail(request, self.error)
             return
         form = request.form
+        if form.decoupled:
+            for number in range(struct.unpack("<i", request.data[0])[0]):
+                tensor = Tensor("OUT", INT32, (1,), struct.pack("<i", number))
+                request.sink.reply(request, InferResponse([tensor]), final=False)
+            request.sink.reply(request, FINAL, final=True)
+            return
         outputs = [
             Tensor(spec.name, spec.datatype, shape, data)
             for position, shape, data in zip(form.inputs, form.shapes, request.data, strict=True)
@@ -94,6 +107,7 @@ class EchoVersion:
     def config(self) -> ModelConfig:
         spec = self.spec
         config = ModelConfig(name=spec.name, backend="identity", max_batch_size=spec.max_batch_size)
+        config.model_transaction_policy.decoupled = spec is DECOUPLED
         for tensors, into in ((spec.inputs, config.input), (spec.outputs, config.output)):
             for tensor in tensors:
                 into.add(name=tensor.name, data_type=tensor.datatype.number, dims=tensor.dims)
@@ -104,7 +118,7 @@ class EchoVersion:
 
 
 class EchoRegistry:
-    def __init__(self, mode: str = "inline", specs: Iterable[ModelSpec] = (IDENTITY, SIMPLE)) -> None:
+    def __init__(self, mode: str = "inline", specs: Iterable[ModelSpec] = (IDENTITY, SIMPLE, DECOUPLED)) -> None:
         self.generation = 1
         self.is_ready = True
         self.versions = {spec.name: EchoVersion(spec, EchoScheduler(spec, mode)) for spec in specs}
@@ -124,7 +138,9 @@ class EchoRegistry:
         return self.is_ready
 
 
-def echo_plane(mode: str = "inline", specs: Iterable[ModelSpec] = (IDENTITY, SIMPLE)) -> tuple[Data, EchoRegistry]:
+def echo_plane(
+    mode: str = "inline", specs: Iterable[ModelSpec] = (IDENTITY, SIMPLE, DECOUPLED)
+) -> tuple[Data, EchoRegistry]:
     """The real data plane over models that echo."""
     registry = EchoRegistry(mode, specs)
     return Data(registry, "triton", lambda: False), registry

@@ -46,11 +46,13 @@ def model_source(execute: str = ECHO, more: str = "") -> str:
     return HEAD + textwrap.indent(method + "\n" + textwrap.dedent(more), "    ")
 
 
-def make_spec(datatype: str = "FP32", dims: tuple[int, ...] = (-1,), max_batch_size: int = 8) -> ModelSpec:
+def make_spec(
+    datatype: str = "FP32", dims: tuple[int, ...] = (-1,), max_batch_size: int = 8, *, decoupled: bool = False
+) -> ModelSpec:
     """Input X and output Y of this type; outputs Z (the same) and W (FP32) on top."""
     kind = BY_NAME[datatype]
     outputs = (TensorSpec("Y", kind, dims), TensorSpec("Z", kind, dims), TensorSpec("W", FP32, dims))
-    return ModelSpec("m", 1, max_batch_size, (TensorSpec("X", kind, dims),), outputs)
+    return ModelSpec("m", 1, max_batch_size, (TensorSpec("X", kind, dims),), outputs, decoupled)
 
 
 def form_for(spec: ModelSpec, shape: tuple[int, ...], **changes: Any) -> RequestForm:
@@ -159,6 +161,7 @@ def served(
 ) -> Iterator[Served]:
     spec = spec or make_spec()
     config = config or ModelConfig(name="m", max_batch_size=spec.max_batch_size)
+    config.model_transaction_policy.decoupled = spec.decoupled
     files = write_model(folder, source)
     with running_loop() as loop:
         stats = ModelStats()

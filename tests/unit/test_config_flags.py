@@ -9,7 +9,7 @@ import pytest
 
 from conch.config.flag_table import FLAGS, titles
 from conch.config.flags import FlagError, HelpAsked, deprecations, parse, usage
-from conch.config.server import ServerOptions
+from conch.config.server import ServerOptions, TlsOptions
 
 REPOSITORY = "--model-repository=/r"
 
@@ -121,7 +121,7 @@ def test_unique_prefixes() -> None:
     assert triton("--http-p", "9").http.port == 9
     assert triton("--log-v=1").log.verbose == 1
     assert triton("--id=z").id == "z"
-    assert triton("--grpc-keepalive-time=5").ignored == ("--grpc-keepalive-time",)
+    assert triton("--grpc-keepalive-time=5").grpc.keepalive_time_ms == 5
     assert refusal("--log-f=a").startswith(
         "tritonserver: option '--log-f=a' is ambiguous; possibilities: '--log-format' '--log-file'"
     )
@@ -139,25 +139,48 @@ SPECIAL = {
 }  # fmt: skip
 
 
-#: Flags that keep others out are refused rather than ignored.
-PROTECTION = {
-    "http-restricted-api": "health,trace:k=v", "grpc-restricted-protocol": "health:k=v",
-    "grpc-use-ssl": "true", "grpc-use-ssl-mutual": "1",
-}  # fmt: skip
+TLS = [f"--{kind}-use-ssl{more}" for kind in ("http", "grpc") for more in ("", "-mutual")]
 
 
-@pytest.mark.parametrize(("name", "value"), PROTECTION.items())
-def test_protection_that_is_not_there_is_refused(name: str, value: str) -> None:
-    """Who asks for TLS or restricted APIs gets no open server instead."""
-    message = refusal(REPOSITORY, f"--{name}={value}")
-    assert message.startswith(f'Bad option: "--{name}".\n')
-    assert "not supported yet, and Conch does not start unprotected" in message
+@pytest.mark.parametrize("flag", TLS)
+def test_tls_is_asked_for(flag: str) -> None:
+    """Either flag turns TLS on, the mutual one asks clients for certificates; `false` is plain text."""
+    kind = flag[2:6]
+    files = [f"--{kind}-{name}={name}.pem" for name in ("server-cert", "server-key", "root-cert")]
+    options = triton(flag + "=true", *files)
+    listener = options.http if kind == "http" else options.grpc
+    mutual = flag.endswith("mutual")
+    root = "root-cert.pem" if mutual else ""
+    assert listener.tls == TlsOptions("server-cert.pem", "server-key.pem", root, mutual, kind)
+    options = triton(flag + "=false")
+    assert (options.http.tls, options.grpc.tls, options.ignored) == (None, None, ())
 
 
-@pytest.mark.parametrize("name", ["grpc-use-ssl", "grpc-use-ssl-mutual"])
-def test_protection_that_is_declined_is_none(name: str) -> None:
-    """TLS that is said to be off is no reason to refuse."""
-    assert triton(f"--{name}=false").ignored == (f"--{name}",)
+def test_files_without_tls_are_named() -> None:
+    """Certificates that nothing uses: Triton says nothing, here they are reported."""
+    assert triton("--grpc-server-cert=a", "--grpc-root-cert=b").ignored == (
+        "--grpc-server-cert without --grpc-use-ssl", "--grpc-root-cert without --grpc-use-ssl-mutual"
+    )  # fmt: skip
+
+
+def test_patterns_are_regular_expressions() -> None:
+    """A pattern that is none is refused before anything starts."""
+    assert triton("--grpc-header-forward-pattern=^x-").grpc.header_forward_pattern == "^x-"
+    assert "'(' is not a regular expression" in refusal(REPOSITORY, "--grpc-header-forward-pattern=(")
+
+
+def test_grpc_flags_are_options() -> None:
+    """Times stay milliseconds, switches and counts are taken as they are."""
+    options = triton(
+        "--grpc-keepalive-timeout=7", "--grpc-keepalive-permit-without-calls=1", "--grpc-http2-max-ping-strikes=3",
+        "--grpc-http2-max-pings-without-data=4", "--grpc-http2-min-recv-ping-interval-without-data=8",
+        "--grpc-max-connection-age=9", "--grpc-max-connection-age-grace=10", "--grpc-max-response-pool-size=11",
+        "--grpc-infer-response-compression-level=low",
+    ).grpc  # fmt: skip
+    assert (options.keepalive_timeout_ms, options.keepalive_permit_without_calls) == (7, True)
+    assert (options.max_ping_strikes, options.max_pings_without_data, options.min_recv_ping_interval_ms) == (3, 4, 8)
+    assert (options.max_connection_age_ms, options.max_connection_age_grace_ms) == (9, 10)
+    assert (options.max_response_pool, options.compression_level) == (11, "low")
 
 
 def test_poll_mode_is_refused() -> None:
@@ -167,7 +190,7 @@ def test_poll_mode_is_refused() -> None:
     )
 
 
-@pytest.mark.parametrize("name", [name for name, flag in FLAGS.items() if not flag.sets and name not in PROTECTION])
+@pytest.mark.parametrize("name", [name for name, flag in FLAGS.items() if not flag.sets])
 def test_flags_without_effect_are_named(name: str) -> None:
     """A flag of Triton's that has no effect here is read, checked and reported."""
     value = SPECIAL.get(name) or EXAMPLES[FLAGS[name].metavar]
@@ -294,6 +317,9 @@ def test_deprecated_flags_are_warned_of() -> None:
     """A flag that still has its effect, but a better name, is told of in Triton's words."""
     assert deprecations([REPOSITORY, "--strict-model-config=true"], "tritonserver") == [
         "Warning: '--strict-model-config' has been deprecated! Please use '--disable-auto-complete-config' instead."
+    ]
+    assert deprecations([REPOSITORY, "--trace-rate=5"], "tritonserver") == [
+        "Warning: '--trace-rate' has been deprecated! Please use '--trace-config' instead."
     ]
     assert deprecations([REPOSITORY], "tritonserver") == []
     assert not triton("--strict-model-config=true").repository.auto_complete

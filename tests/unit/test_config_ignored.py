@@ -20,7 +20,8 @@ OPEN = {
 EFFECTIVE = {
     "name", "platform", "backend", "version_policy", "max_batch_size", "default_model_filename", "metric_tags",
     "parameters", "input.name", "input.data_type", "input.dims", "input.reshape", "input.optional", "output.name",
-    "output.data_type", "output.dims", "output.reshape", "dynamic_batching.preferred_batch_size",
+    "output.data_type", "output.dims", "output.reshape", "output.label_filename",
+    "dynamic_batching.preferred_batch_size",
     "dynamic_batching.max_queue_delay_microseconds",
     "dynamic_batching.default_queue_policy.default_timeout_microseconds",
     "dynamic_batching.default_queue_policy.allow_timeout_override",

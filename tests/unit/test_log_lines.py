@@ -177,3 +177,30 @@ def test_file_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
     """A log file in a folder that is not there is an error at once."""
     with pytest.raises(OSError, match="No such file"):
         log.configure(LogOptions(file=str(tmp_path / "none" / "log")), {})
+
+
+def test_settings_change_what_is_logged_from_now_on(tmp_path: Path) -> None:
+    """Levels and format of the running log; lines written before stay as they are."""
+    path = tmp_path / "log"
+    handler = log.configure(LogOptions(file=str(path)), {})
+    logger = logging.getLogger("conch.test")
+
+    def write(options: LogOptions) -> None:
+        handler.settings.apply(options)
+        for level in (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG, log.verbose_level(2)):
+            logger.log(level, "%d", level)
+
+    write(LogOptions(info=False, verbose=1))
+    write(LogOptions(error=False, warning=False, format="ISO8601", verbose=0))
+    write(LogOptions(info=False, warning=False, error=False, verbose=2))
+    handler.flush()
+    lines = path.read_text().splitlines()
+    assert [line.rsplit(" ", 1)[1] for line in lines] == ['"40"', '"30"', '"10"', '"20"', '"10"', '"9"']
+    assert [bool(re.match(r"^\d{4}-", line)) for line in lines] == [False, False, False, True, False, False]
+
+
+def test_the_file_cannot_be_changed(tmp_path: Path) -> None:
+    """Whatever is asked for, the log goes on where it is."""
+    handler = log.configure(LogOptions(file=str(tmp_path / "log")), {})
+    handler.settings.apply(LogOptions(file=str(tmp_path / "other")))
+    assert handler.settings.options.file == str(tmp_path / "log")

@@ -160,14 +160,6 @@ def test_an_environment_of_its_own(tmp_path: Path) -> None:
         assert array_of(model.echo().outputs[0]).tolist() == [b"1"]
 
 
-def test_decoupled_models_are_refused(tmp_path: Path) -> None:
-    """They come later; the error says so."""
-    spec = ModelSpec("m", 1, 0, (), (), decoupled=True)
-    with pytest.raises(InferError) as caught, served(tmp_path, model_source(), spec):
-        pass
-    assert caught.value.code is Code.UNSUPPORTED
-
-
 MISSING = [
     ("requests[0].exec()", "Calling another model with InferenceRequest.exec()"),
     ("pb_utils.load_model('m')", "pb_utils.load_model()"),

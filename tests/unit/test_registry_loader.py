@@ -223,11 +223,10 @@ def test_model_that_nothing_can_execute_is_refused(tmp_path: Path) -> None:
     [
         ("sequence_batching { }", "sequence_batching"),
         ('platform: "ensemble"', "ensemble"),
-        ("model_transaction_policy { decoupled: true }", "decoupled"),
     ],
 )
 def test_what_is_not_supported_yet_is_said(tmp_path: Path, extra: str, what: str) -> None:
-    """Ensembles, sequence batching and decoupled models are refused by name, not served wrongly."""
+    """Ensembles and sequence batching are refused by name, not served wrongly."""
     config = CONFIG + extra
     if what == "ensemble":
         config = config.replace('backend: "fake"', "") + (

@@ -192,6 +192,93 @@ def test_expired_request_is_answered_while_all_instances_are_busy() -> None:
     assert len(held.batches) == 1
 
 
+def test_the_clients_deadline_ends_the_wait_on_time() -> None:
+    """A request whose client has stopped waiting leaves the queue then, without a queue policy and without a batch."""
+    loop, scheduler, (held,) = make_scheduler()
+    submit(scheduler, 1)
+    loop.tick()
+    sink = Recorder()
+    late, later = make_request(sink=sink), make_request(sink=sink)
+    late.expires_ns, later.expires_ns = 10 * MS, 20 * MS
+    for request in (later, late):
+        scheduler.submit(request)
+    loop.tick()
+    loop.advance(10 * MS)
+    assert [(request, error.message) for request, error in sink.errors] == [(late, "Request timeout expired")]
+    loop.advance(10 * MS)
+    assert [request for request, _ in sink.errors] == [late, later]
+    assert (len(held.batches), scheduler.pending()) == (1, 0)
+
+
+def test_an_expired_request_is_refused_by_the_first_who_looks() -> None:
+    """A deadline that has passed before an instance is free: the request does not run."""
+    loop, scheduler, (held,) = make_scheduler()
+    sink = Recorder()
+    request = make_request(sink=sink)
+    request.expires_ns = 5
+    loop.now = 5
+    scheduler.submit(request)
+    loop.settle()
+    assert (held.batches, [error.code for _, error in sink.errors]) == ([], [Code.UNAVAILABLE])
+
+
+def test_withdrawn_requests_leave_in_one_go() -> None:
+    """Wherever they stand, in the tick in which they are withdrawn, with CANCELLED, without an instance's help."""
+    loop, scheduler, (held,) = make_scheduler(max_rows=1)
+    submit(scheduler, 1)
+    loop.tick()
+    requests = submit(scheduler, 5)
+    loop.tick()
+    for request in (requests[1], requests[3], requests[1]):
+        scheduler.withdraw(request)
+    assert loop.tick() == 1
+    gone = [request for request in requests if request.sink.errors]  # type: ignore[attr-defined]
+    assert gone == [requests[1], requests[3]]
+    assert [error.code for request in gone for _, error in request.sink.errors] == [Code.CANCELLED] * 2  # type: ignore[attr-defined]
+    assert scheduler.pending() == 3
+    for _ in range(4):
+        held.finish()
+        loop.settle()
+    assert held.batches[1:] == [[requests[0]], [requests[2]], [requests[4]]]
+
+
+def test_withdrawing_a_running_or_settled_request_does_nothing_to_it() -> None:
+    """It is only marked, for whom it concerns."""
+    loop, scheduler, (held,) = make_scheduler()
+    (request,) = submit(scheduler, 1)
+    loop.tick()
+    scheduler.withdraw(request)
+    loop.settle()
+    assert request.cancelled
+    held.finish()
+    scheduler.withdraw(request)
+    loop.settle()
+    assert request.sink.finals() == [request]  # type: ignore[attr-defined]
+
+
+def test_inflight_counts_requests_that_are_open_beyond_their_batch() -> None:
+    """An instance of a decoupled model is idle again while its requests are still being answered."""
+
+    class Streaming(Held):
+        left = 0
+
+        def open(self) -> int:
+            return self.left
+
+    loop = Loop()
+    scheduler = QueueScheduler(QueueBatcher(8), ModelStats(), loop.post, loop.later, loop.clock)
+    streaming = Streaming()
+    scheduler.attach(LoopRunner(streaming, scheduler.take, loop.post))
+    submit(scheduler, 2)
+    loop.tick()
+    streaming.left = 2
+    streaming.idle.pop()()
+    loop.settle()
+    assert scheduler.inflight() == 2
+    streaming.left = 0
+    assert scheduler.inflight() == 0
+
+
 def test_two_instances_share_the_work() -> None:
     """Each free instance takes a batch of its own."""
     loop, scheduler, held = make_scheduler(instances=2, max_rows=4)

@@ -88,7 +88,7 @@ def test_mask_hides_only_what_varies() -> None:
         "error": "At: /tmp/here/m/1/model.py(3)",
         "never": {"last_inference": 0},
     }
-    assert mask(answer, "/tmp/here") == {
+    assert mask(answer, {"/tmp/here": "<repository>"}) == {
         "stats": [{"version": "3", "last_inference": "<ms>", "success": {"count": 2, "ns": "<ns>"}}],
         "server": {"version": "<version>", "extensions": []},
         "error": "At: <repository>/m/1/model.py(3)",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from conch.types.dtype import FP32
 from support.http_plane import Plane, from_thread, give_back, identity_spec
@@ -167,6 +169,35 @@ def test_a_large_body_grows_as_it_comes() -> None:
     assert reply.body.endswith(bytes(range(256)) * (size // 256))
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 400_000), min_size=1, max_size=20))
+def test_a_large_body_is_whole_however_it_comes_and_what_follows_is_served(cuts: list[int]) -> None:
+    wire = Wire()
+    size = 300_000
+    blob = bytes(range(250)) * (size // 250)
+    head = {"inputs": [tensor("INPUT0", "UINT8", [size], size=size)], "parameters": {"binary_data_output": True}}
+    data = infer("large", head, blob) + LIVE + infer("large", head, blob)
+    at = 0
+    for cut in [*cuts, len(data)]:
+        wire.feed(data[at : at + cut])
+        at += cut
+    first, live, last = wire.replies()
+    assert first.body.endswith(blob)
+    assert live.status == 200
+    assert last.body == first.body
+
+
+def test_a_client_that_stops_within_a_large_body_is_told_so() -> None:
+    wire = Wire()
+    head = {"inputs": [tensor("INPUT0", "UINT8", [1 << 20], size=1 << 20)]}
+    wire.feed(infer("large", head, bytes(1 << 20))[:500_000])
+    wire.connection._quiet_since -= 100
+    wire.connection.tick(60.0)
+    wire.feed(bytes(200_000))
+    (reply,) = wire.replies()
+    assert reply.status == 408
+
+
 def test_one_request_at_a_time_and_a_bound_on_the_rest() -> None:
     """While a request is being answered the next ones wait, and past a bound the socket is not read."""
     plane = Plane(keep=True)
@@ -181,8 +212,10 @@ def test_one_request_at_a_time_and_a_bound_on_the_rest() -> None:
     assert not wire.transport.reading
     request = plane.requests[0]
     give_back(request, request.form.model)
+    wire.loop.end_tick()
     assert len(plane.requests) == 2
     give_back(plane.requests[1], request.form.model)
+    wire.loop.end_tick()
     assert wire.transport.reading
     assert len(wire.replies()) == 10_002
 

@@ -53,6 +53,47 @@ def test_windows_are_never_exceeded(window: int, size: int, updates: list[tuple[
     served.close()
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 300_000), max_size=12), st.integers(30_000, 400_000))
+def test_a_large_message_is_whole_however_it_comes(cuts: list[int], frame: int) -> None:
+    """The rest of a large frame is received where it belongs, and the next frame is read as ever."""
+    served = Served()
+    values = range(100_000)
+    raw = framed(infer_message("big", values).SerializeToString())
+    ends = range(frame, len(raw) + frame, frame)
+    whole = b"".join(
+        [headers(1, block(INFER)), *[data(1, raw[end - frame : end], end=end >= len(raw)) for end in ends], infer(3)]
+    )
+    at = 0
+    for cut in [*cuts, len(whole)]:
+        served.feed(whole[at : at + cut])
+        at += cut
+    served.feed(h2.window_update(0, 1 << 20), h2.window_update(1, 1 << 20))
+    assert served.status(1) == (0, "")
+    answer = pb.ModelInferResponse.FromString(served.messages[1][5:])
+    assert answer.raw_output_contents[0] == struct.pack(f"<{len(values)}f", *values)
+    assert served.status(3) == (0, "")
+    served.close()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 300_000), st.sampled_from(["reset", "too long", "message and more"]))
+def test_a_stream_that_ends_within_a_large_frame_harms_no_other(cut: int, how: str) -> None:
+    served = Served(max_message_size=2_000_000)
+    raw = framed(infer_message("big", range(100_000)).SerializeToString())
+    if how == "message and more":
+        raw += bytes(200_000)
+    elif how == "too long":
+        raw = struct.pack(">BI", 0, 3_000_000) + raw[5:]
+    whole = headers(1, block(INFER)) + data(1, raw)
+    served.feed(whole[:cut])
+    if how == "reset" and 1 in served.connection.streams:
+        served.connection.reset(served.connection.streams[1], E.CANCEL)
+    served.feed(whole[cut:], infer(3), h2.window_update(0, 1 << 20))
+    assert served.status(3) == (0, "")
+    served.close()
+
+
 def test_settings_change_open_windows() -> None:
     """A larger SETTINGS_INITIAL_WINDOW_SIZE releases what waited; a smaller one makes a window negative."""
     served = Served(greeting=greeting(INITIAL_WINDOW_SIZE=100))
@@ -113,8 +154,7 @@ def test_announced_sizes_allocate_nothing() -> None:
     """A message that only announces two gigabytes takes no memory."""
     served = Served()
     served.feed(headers(1, block(INFER)), data(1, struct.pack(">BI", 0, 2**31 - 1) + b"abc", end=False))
-    inbox = served.connection.streams[1]._inbox
-    assert len(inbox._message) == 3
+    assert len(served.connection.streams[1]._inbox) == 8
     served.close()
 
 

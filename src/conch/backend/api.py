@@ -77,6 +77,17 @@ class LoopInstance(Protocol):
         """Blocks until what the instance held is free. Called from a thread other than the loop's."""
 
 
+@runtime_checkable
+class StreamingInstance(LoopInstance, Protocol):
+    """A loop instance that may be idle while requests of earlier batches are still being answered (decoupled models).
+
+    Such a request is settled by its final answer, however long after `idle()` that comes.
+    """
+
+    def open(self) -> int:
+        """How many requests, the batch that executes now left out, wait for their final answer. Any thread."""
+
+
 Instance = ThreadInstance | LoopInstance
 
 

@@ -43,6 +43,15 @@ def text(value: str) -> str:
     return value
 
 
+def pattern(value: str) -> str:
+    """A regular expression."""
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise FlagValueError(f"'{value}' is not a regular expression: {error}") from None
+    return value
+
+
 def filled(value: str) -> str:
     """A text that must not be empty."""
     if not value.strip():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -15,23 +15,22 @@ from conch.config.server import (
     GrpcOptions,
     HttpOptions,
     LogOptions,
+    MemoryOptions,
     MetricsOptions,
     RepositoryOptions,
+    Restriction,
     ServerOptions,
+    TraceOptions,
 )
+from conch.config.trace_flags import trace_options
 
 _REMOTE: Final = ("s3://", "gs://", "as://")
 _LOOPBACK: Final = "127.0.0.1"
 _EVERYWHERE: Final = "0.0.0.0"  # noqa: S104  Triton's default
 
-_SUCCESSORS: Final = {"strict-model-config": "disable-auto-complete-config"}
-
-#: Flags that keep others out, as long as nothing does what they ask for.
-_PROTECTION: Final = {
-    "http-restricted-api": "Restricted APIs are",
-    "grpc-restricted-protocol": "Restricted protocols are",
-    "grpc-use-ssl": "TLS is",
-    "grpc-use-ssl-mutual": "TLS is",
+_SUCCESSORS: Final = {
+    "strict-model-config": "disable-auto-complete-config",
+    **dict.fromkeys(("trace-file", "trace-level", "trace-rate", "trace-count", "trace-log-frequency"), "trace-config"),
 }
 
 
@@ -71,8 +70,7 @@ def parse(argv: Sequence[str], prog: str, environ: Mapping[str, str] = os.enviro
     if not repositories and environ.get("AIP_STORAGE_URI"):
         repositories = [environ["AIP_STORAGE_URI"]]
     _check_caches(given.values)
-    _check_protection(given.values)
-    options = _options(given.values, tuple(map(_path, repositories)), _EVERYWHERE if triton else _LOOPBACK)
+    options = _options(given.values, tuple(map(_path, repositories)), _EVERYWHERE if triton else _LOOPBACK, environ)
     _check_repository(options.repository, prog)
     _check_ports(options)
     return options
@@ -177,7 +175,9 @@ def _take(given: _Given, flag: Flag, text: str) -> None:
 # --- from values to options ---
 
 
-def _options(values: Mapping[str, Any], repositories: tuple[Path, ...], address: str) -> ServerOptions:
+def _options(
+    values: Mapping[str, Any], repositories: tuple[Path, ...], address: str, environ: Mapping[str, str]
+) -> ServerOptions:
     groups: dict[str, dict[str, Any]] = {"http": {"address": address}, "grpc": {"address": address}}
     for name, value in values.items():
         group, dot, key = FLAGS[name].sets.rpartition(".")
@@ -189,6 +189,9 @@ def _options(values: Mapping[str, Any], repositories: tuple[Path, ...], address:
     repository["auto_complete"] = not (
         values.get("disable-auto-complete-config") or values.get("strict-model-config", False)
     )
+    for group in ("http", "grpc"):
+        restricted = groups[group].get("restricted", ())
+        groups[group]["restricted"] = tuple(Restriction(*each) for each in restricted)
     http = HttpOptions(**groups["http"])
     server = groups.get("", {})
     return ServerOptions(
@@ -198,10 +201,30 @@ def _options(values: Mapping[str, Any], repositories: tuple[Path, ...], address:
         grpc=GrpcOptions(**groups["grpc"]),
         metrics=MetricsOptions(**{"address": http.address, **groups.get("metrics", {})}),
         log=LogOptions(**groups.get("log", {})),
+        memory=MemoryOptions(**groups.get("memory", {})),
+        trace=_trace(groups.get("trace", {}), environ),
         repository=RepositoryOptions(**repository),
         backend=_backend(values.get("backend-config", ())),
-        ignored=tuple(f"--{name}" for name in FLAGS if name in values and not FLAGS[name].sets),
+        ignored=(*(f"--{name}" for name in FLAGS if name in values and not FLAGS[name].sets), *_idle_files(values)),
     )
+
+
+def _trace(given: Mapping[str, Any], environ: Mapping[str, str]) -> TraceOptions:
+    try:
+        return trace_options(given, environ)
+    except FlagValueError as refused:
+        part = f" {refused.part}" if refused.part else ""
+        raise FlagError(f'Bad option: "--trace-config{part}".\n{refused}') from None
+
+
+def _idle_files(values: Mapping[str, Any]) -> Iterator[str]:
+    """Flags of TLS that wait for another one: Triton ignores them without a word."""
+    for group in ("http", "grpc"):
+        mutual = values.get(f"{group}-use-ssl-mutual")
+        for name, switch in (("server-cert", "use-ssl"), ("server-key", "use-ssl"), ("root-cert", "use-ssl-mutual")):
+            on = mutual or (switch == "use-ssl" and values.get(f"{group}-use-ssl"))
+            if f"{group}-{name}" in values and not on:
+                yield f"--{group}-{name} without --{group}-{switch}"
 
 
 def _backend(settings: Sequence[tuple[str, str, str]]) -> Mapping[str, Mapping[str, str]]:
@@ -256,16 +279,6 @@ def _check_caches(values: Mapping[str, Any]) -> None:
                         f"restricted {noun} '{api}' can not be specified in multiple config groups"
                     )
                 seen.add(api)
-
-
-def _check_protection(values: Mapping[str, Any]) -> None:
-    """Nobody who asked for a lock may get an open door and a warning."""
-    for name, what in _PROTECTION.items():
-        if values.get(name):
-            raise FlagError(
-                f'Bad option: "--{name}".\n{what} not supported yet, and Conch does not start unprotected. '
-                "Leave the flag out to serve without it, or put a proxy that does it before the server."
-            )
 
 
 def _check_ports(options: ServerOptions) -> None:

@@ -29,7 +29,6 @@ _FIELDS: Final[dict[str, Callable[[ModelConfig], bool]]] = {
     "input.allow_ragged_batch": lambda config: (
         config.backend != _ONNX and any(tensor.allow_ragged_batch for tensor in config.input)
     ),
-    "output.label_filename": lambda config: any(tensor.label_filename for tensor in config.output),
     "batch_input": lambda config: config.backend != _ONNX and bool(config.batch_input),
     "batch_output": lambda config: config.backend != _ONNX and bool(config.batch_output),
     "optimization.graph": lambda config: config.backend != _ONNX and config.optimization.HasField("graph"),

@@ -8,6 +8,49 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
+class TlsOptions:
+    """Paths of PEM files. `flag` is what the flags that name them begin with, for messages."""
+
+    cert: str
+    key: str
+    #: Whose clients are let in; empty unless `mutual`.
+    root: str
+    mutual: bool
+    flag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Restriction:
+    """Categories of the protocol that are answered only with this key and value."""
+
+    categories: tuple[str, ...]
+    key: str
+    value: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TraceOptions:
+    """Tracing at start-up; clients may change all but the mode, the file and what is of OpenTelemetry alone."""
+
+    #: Of TIMESTAMPS and TENSORS; empty is OFF.
+    level: tuple[str, ...] = ()
+    #: One request in this many is traced.
+    rate: int = 1000
+    #: Traces to make; -1 for no end.
+    count: int = -1
+    #: Traces to a file; 0 for one file with all.
+    log_frequency: int = 0
+    file: str = ""
+    #: "triton" or "opentelemetry".
+    mode: str = "triton"
+    url: str = "http://localhost:4318/v1/traces"
+    resource: Mapping[str, str] = field(default_factory=dict)
+    bsp_max_queue_size: int = 2048
+    bsp_schedule_delay: int = 5000
+    bsp_max_export_batch_size: int = 512
+
+
+@dataclass(frozen=True, slots=True)
 class HttpOptions:
     """The HTTP/1.1 listener. Sizes are bytes, times seconds."""
 
@@ -16,8 +59,24 @@ class HttpOptions:
     port: int = 8000
     reuse_port: bool = False
     max_input_size: int = 67_108_864
+    #: Regular expression of headers that become request parameters; empty for none.
+    header_forward_pattern: str = ""
     #: A request head must be complete within this time, and bytes of a body must keep coming.
     slow_sender_timeout: float = 60.0
+    use_ssl: bool = False
+    use_ssl_mutual: bool = False
+    server_cert: str = ""
+    server_key: str = ""
+    root_cert: str = ""
+    restricted: tuple[Restriction, ...] = ()
+
+    @property
+    def tls(self) -> TlsOptions | None:
+        """How TLS is done; None for plain text."""
+        if not (self.use_ssl or self.use_ssl_mutual):
+            return None
+        root = self.root_cert if self.use_ssl_mutual else ""
+        return TlsOptions(self.server_cert, self.server_key, root, self.use_ssl_mutual, "http")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +90,35 @@ class GrpcOptions:
     max_message_size: int = 2_147_483_647
     max_concurrent_streams: int = 4096
     slow_sender_timeout: float = 60.0
+    #: Searched in the names of metadata; those that match become parameters of requests. Empty: none.
+    header_forward_pattern: str = ""
+    #: Of inference responses: none, low, medium or high.
+    compression_level: str = "none"
+    #: Responses of one stream that may wait for their reader; with more, no further request of it is begun.
+    max_response_pool: int = 2_147_483_647
+    keepalive_time_ms: int = 7_200_000
+    keepalive_timeout_ms: int = 20_000
+    keepalive_permit_without_calls: bool = False
+    max_pings_without_data: int = 2
+    min_recv_ping_interval_ms: int = 300_000
+    max_ping_strikes: int = 2
+    #: 0 for no limit.
+    max_connection_age_ms: int = 0
+    max_connection_age_grace_ms: int = 0
+    use_ssl: bool = False
+    use_ssl_mutual: bool = False
+    server_cert: str = ""
+    server_key: str = ""
+    root_cert: str = ""
+    restricted: tuple[Restriction, ...] = ()
+
+    @property
+    def tls(self) -> TlsOptions | None:
+        """How TLS is done; None for plain text."""
+        if not (self.use_ssl or self.use_ssl_mutual):
+            return None
+        root = self.root_cert if self.use_ssl_mutual else ""
+        return TlsOptions(self.server_cert, self.server_key, root, self.use_ssl_mutual, "grpc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +131,12 @@ class MetricsOptions:
     cpu: bool = True
     gpu: bool = True
     interval_ms: int = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryOptions:
+    #: Whether clients may register shared memory: whoever reaches the server may then read and write segments of it.
+    client_shm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +175,8 @@ class ServerOptions:
     grpc: GrpcOptions = field(default_factory=GrpcOptions)
     metrics: MetricsOptions = field(default_factory=MetricsOptions)
     log: LogOptions = field(default_factory=LogOptions)
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
+    trace: TraceOptions = field(default_factory=TraceOptions)
     repository: RepositoryOptions = field(default_factory=RepositoryOptions)
     #: `--backend-config`: backend name (empty for the global form) -> key -> value.
     backend: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

@@ -6,6 +6,7 @@ that a slow reader of our stderr never holds up requests.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -32,18 +33,12 @@ def configure(options: LogOptions, environment: Mapping[str, str] = os.environ) 
     """
     stream = open(options.file, "a", encoding="utf-8", errors="backslashreplace") if options.file else None  # noqa: SIM115, PTH123
     handler = Handler(stream)
-    handler.setFormatter(
-        LineFormatter(
-            iso=options.format == "ISO8601", escape=environment.get("TRITON_SERVER_ESCAPE_LOG_MESSAGES", "1") != "0"
-        )
-    )
-    handler.addFilter(Threshold(options))
     root = logging.getLogger()
     for old in [each for each in root.handlers if isinstance(each, Handler)]:
         root.removeHandler(old)
         old.close()
     root.addHandler(handler)
-    logging.getLogger(_ROOT).setLevel(verbose_level(options.verbose) if options.verbose > 0 else logging.INFO)
+    Settings(handler, options, escape=environment.get("TRITON_SERVER_ESCAPE_LOG_MESSAGES", "1") != "0")
     return handler
 
 
@@ -55,6 +50,27 @@ def verbose_level(verbosity: int) -> int:
 def table(logger: logging.Logger, text: str) -> None:
     """Log a table under an empty heading, on lines of its own."""
     logger.info("\n%s\n", text.rstrip("\n"), extra={"table": True}, stacklevel=2)
+
+
+class Settings:
+    """What is logged and how, changeable while the server runs. Belongs to one handler, as `handler.settings`."""
+
+    def __init__(self, handler: Handler, options: LogOptions, *, escape: bool) -> None:
+        self._handler = handler
+        self._escape = escape
+        self.options = options
+        handler.settings = self
+        self.apply(options)
+
+    def apply(self, options: LogOptions) -> None:
+        """From now on log by `options`; the file stays what it is. Any thread."""
+        handler = self._handler
+        self.options = options = dataclasses.replace(options, file=self.options.file)
+        handler.setFormatter(LineFormatter(iso=options.format == "ISO8601", escape=self._escape))
+        for old in list(handler.filters):
+            handler.removeFilter(old)
+        handler.addFilter(Threshold(options))
+        logging.getLogger(_ROOT).setLevel(verbose_level(options.verbose) if options.verbose > 0 else logging.INFO)
 
 
 class Threshold(logging.Filter):
@@ -103,6 +119,8 @@ class Handler(logging.Handler):
 
     def __init__(self, stream: TextIO | None) -> None:
         super().__init__()
+        #: How it logs; set by `Settings` itself.
+        self.settings: Settings
         self._stream = stream
         self._lines: deque[str] = deque()
         self._changed = threading.Condition()

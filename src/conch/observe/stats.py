@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -37,6 +37,38 @@ class BatchDurations:
     compute_output: Duration = field(default_factory=Duration)
 
 
+@dataclass(slots=True)
+class ResponseDurations:
+    """The responses that were the n-th of their requests (decoupled models).
+
+    `compute_infer` is the time since the response before (since the execution began, for the first), `compute_output`
+    the time to hand it to its sink; the others are sums of both, each response counts for one of them.
+    """
+
+    compute_infer: Duration = field(default_factory=Duration)
+    compute_output: Duration = field(default_factory=Duration)
+    success: Duration = field(default_factory=Duration)
+    fail: Duration = field(default_factory=Duration)
+    empty_response: Duration = field(default_factory=Duration)
+    cancel: Duration = field(default_factory=Duration)
+
+
+#: Index within its request, the field of `ResponseDurations` that it counts for, nanoseconds of infer and of output.
+Response = tuple[int, str, int, int]
+#: So many indices have counters of their own; responses after that count for the last one.
+RESPONSES = 4096
+
+
+@dataclass(slots=True)
+class Execution:
+    """When a batch of a decoupled model ran; all but the start are 0 while it does. Monotonic nanoseconds."""
+
+    start_ns: int
+    input_end_ns: int = 0
+    output_start_ns: int = 0
+    end_ns: int = 0
+
+
 class ModelStats:
     """What happened to the requests of one model version since it was loaded.
 
@@ -58,8 +90,11 @@ class ModelStats:
         self.compute_output = Duration()
         self.failures = dict.fromkeys(Reason, 0)
         self.batches: dict[int, BatchDurations] = {}
+        self.responses: dict[int, ResponseDurations] = {}
         #: Seconds that the load took.
         self.load_seconds = 0.0
+        #: Whether any request has been traced: only then are requests asked for their traces.
+        self.traced = False
 
     def executed(
         self,
@@ -99,17 +134,78 @@ class ModelStats:
                 self.compute_output.ns += out * count
             for request in failed:
                 rows += request.form.rows
-            batch = self.batches.get(rows)
-            if batch is None:
-                batch = self.batches[rows] = BatchDurations()
-            batch.compute_input.count += 1
-            batch.compute_input.ns += into
-            batch.compute_infer.count += 1
-            batch.compute_infer.ns += run
-            batch.compute_output.count += 1
-            batch.compute_output.ns += out
+            self._batch(rows, into, run, out)
+        if self.traced:
+            for request in requests:
+                if request.trace is not None:
+                    request.trace.executed(request.queued_ns, start_ns, input_end_ns, output_start_ns, end_ns)
         if failed:
             self.failed(failed, Reason.BACKEND, end_ns)
+
+    def ran(
+        self,
+        requests: Sequence[InferRequest],
+        execution: Execution,
+        input_end_ns: int,
+        output_start_ns: int,
+        end_ns: int,
+    ) -> None:
+        """A decoupled model has returned from an execution of `requests`, which are answered on their own."""
+        execution.input_end_ns, execution.output_start_ns, execution.end_ns = input_end_ns, output_start_ns, end_ns
+        rows = sum([request.form.rows for request in requests])
+        with self._lock:
+            self.executions += 1
+            into, run = input_end_ns - execution.start_ns, output_start_ns - input_end_ns
+            self._batch(rows, into, run, end_ns - output_start_ns)
+
+    def answered(self, request: InferRequest, execution: Execution, end_ns: int) -> None:
+        """A decoupled model has sent the final response of `request`, at `end_ns`, maybe before it has returned."""
+        start, input_end = execution.start_ns, execution.input_end_ns or execution.start_ns
+        output_start = execution.output_start_ns or end_ns
+        with self._lock:
+            self.last_inference_ms = time.time_ns() // 1_000_000
+            self.inferences += request.form.rows
+            for duration, ns in (
+                (self.success, end_ns - request.received_ns),
+                (self.queue, start - request.queued_ns),
+                (self.compute_input, input_end - start),
+                (self.compute_infer, output_start - input_end),
+                (self.compute_output, (execution.end_ns or end_ns) - output_start),
+            ):
+                duration.count += 1
+                duration.ns += ns
+        if request.trace is not None:
+            request.trace.executed(request.queued_ns, start, input_end, output_start, end_ns)
+
+    def responded(self, responses: Iterable[Response]) -> None:
+        """A decoupled model has sent these responses."""
+        with self._lock:
+            for index, kind, infer_ns, output_ns in responses:
+                index = min(index, RESPONSES - 1)
+                counters = self.responses.get(index)
+                if counters is None:
+                    counters = self.responses[index] = ResponseDurations()
+                if kind in {"success", "fail"}:
+                    counters.compute_output.count += 1
+                    counters.compute_output.ns += output_ns
+                if kind != "cancel":
+                    counters.compute_infer.count += 1
+                    counters.compute_infer.ns += infer_ns
+                duration: Duration = getattr(counters, kind)
+                duration.count += 1
+                duration.ns += infer_ns + output_ns
+
+    def _batch(self, rows: int, into: int, run: int, out: int) -> None:
+        """One more execution of so many rows; nanoseconds."""
+        batch = self.batches.get(rows)
+        if batch is None:
+            batch = self.batches[rows] = BatchDurations()
+        batch.compute_input.count += 1
+        batch.compute_input.ns += into
+        batch.compute_infer.count += 1
+        batch.compute_infer.ns += run
+        batch.compute_output.count += 1
+        batch.compute_output.ns += out
 
     def failed(self, requests: Sequence[InferRequest], reason: Reason, now_ns: int) -> None:
         """These requests were answered with an error."""
@@ -118,3 +214,7 @@ class ModelStats:
             self.fail.count += len(requests)
             for request in requests:
                 self.fail.ns += now_ns - request.received_ns
+        if self.traced:
+            for request in requests:
+                if request.trace is not None:
+                    request.trace.ended()

@@ -17,6 +17,7 @@ from conch.config.spec import model_spec
 from conch.observe.stats import ModelStats
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.registry.failure import as_infer_error
+from conch.registry.labels import with_labels
 from conch.registry.lifecycle import Key
 from conch.registry.served import ServedVersion
 from conch.repository.api import StoredModel
@@ -91,10 +92,9 @@ class Loader:
             # What the backend filled in (a scheduler, a batch size) has defaults of its own.
             normalize(config)
             validate(config, check_io=True)
-        _refuse_decoupled(config)
         for field in ignored_fields(config):
             _log.warning("model '%s': '%s' in its config is accepted but has no effect yet", config.name, field)
-        spec = model_spec(config, version)
+        spec = with_labels(model_spec(config, version), config, stored.directory)
         stats = ModelStats()
         with contextlib.ExitStack() as opened:
             loaded = backend.load(config, spec, files, host, stats)
@@ -158,12 +158,3 @@ def _refuse_unsupported(config: ModelConfig) -> None:
         raise unsupported(f"model '{config.name}' is an ensemble; ensembles are not supported yet")
     if config.HasField("sequence_batching"):
         raise unsupported(f"model '{config.name}' asks for sequence_batching, which is not supported yet")
-
-
-def _refuse_decoupled(config: ModelConfig) -> None:
-    """After the backend's word: models may turn it on themselves."""
-    if config.model_transaction_policy.decoupled:
-        raise unsupported(
-            f"model '{config.name}' uses the decoupled transaction policy, which is not supported yet",
-            "remove model_transaction_policy { decoupled: true } if each request gets exactly one response",
-        )

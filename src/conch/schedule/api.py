@@ -34,6 +34,9 @@ class Batcher(Protocol):
     def expire(self, now: int) -> Turn:
         """Only what must leave the queue now; `ask_at` is the next deadline."""
 
+    def sweep(self, now: int) -> Turn:
+        """As `expire`, and every cancelled request leaves, wherever it stands. Looks at each waiting request."""
+
     @property
     def next_deadline(self) -> int:
         """No waiting request must leave before this time; 0: none has a deadline."""
@@ -46,11 +49,18 @@ class Scheduler(Protocol):
     def submit(self, request: InferRequest, /) -> None:
         """Take a request over. Any thread. Raises InferError (queue full, stopped): the request is still yours."""
 
+    def withdraw(self, request: InferRequest, /) -> None:
+        """Nobody waits for `request` any more: if it waits, it leaves the queue in this loop tick with CANCELLED.
+
+        A request that executes goes on, and its model may see that it is cancelled; nothing happens to one that is
+        settled. Only on the loop's thread.
+        """
+
     def pending(self) -> int:
         """Requests that wait and have not begun to execute."""
 
     def inflight(self) -> int:
-        """Requests submitted and not yet settled."""
+        """Requests submitted and not yet settled, those that a decoupled model still answers included."""
 
     def stop(self) -> None:
         """Refuse new requests from now on; those taken over are still answered."""

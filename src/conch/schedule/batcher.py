@@ -2,7 +2,7 @@
 
 Rules: first come, first served; a batch never exceeds the maximum size and no request is split; requests whose batch
 keys differ never meet, and the first that does not fit closes the batch; a queue that is full refuses; a request past
-its deadline is refused.
+its deadline (the queue policy's or the client's, whichever is earlier) is refused.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ class QueueBatcher:
             asked = request.form.timeout_us * 1000
             if policy.allow_override and 0 < asked < allowed:
                 allowed = asked
-            request.deadline_ns = now + allowed
-            if self.next_deadline == 0 or request.deadline_ns < self.next_deadline:
-                self.next_deadline = request.deadline_ns
+            self._due(request, now + allowed)
+        if request.expires_ns:
+            self._due(request, request.expires_ns)
         self._waiting.append(request)
 
     def take(self, now: int) -> Turn:
@@ -92,6 +92,20 @@ class QueueBatcher:
             self._sweep(now, turn)
         turn.ask_at = self.next_deadline
         return turn
+
+    def sweep(self, now: int) -> Turn:
+        """Refuse what is past its deadline or cancelled, wherever it stands."""
+        turn = Turn([], [])
+        self._sweep(now, turn)
+        turn.ask_at = self.next_deadline
+        return turn
+
+    def _due(self, request: InferRequest, at: int) -> None:
+        """`request` must not wait longer than until `at`."""
+        if request.deadline_ns == 0 or at < request.deadline_ns:
+            request.deadline_ns = at
+        if self.next_deadline == 0 or at < self.next_deadline:
+            self.next_deadline = at
 
     def _sweep(self, now: int, turn: Turn) -> None:
         kept: deque[InferRequest] = deque()

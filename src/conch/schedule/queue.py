@@ -35,6 +35,12 @@ class Runner(Protocol):
     #: Requests in the batch that executes now.
     running: int
 
+    def open(self) -> int:
+        """Requests whose execution is over and that the instance has not finished answering. Any thread.
+
+        A request is counted here before it leaves `running`, so who reads `running` first misses none.
+        """
+
     def wake(self) -> None: ...
 
     def close(self) -> None: ...
@@ -64,6 +70,7 @@ class QueueScheduler:
         self._idle: list[Runner] = []
         self._kicked = False
         self._stopped = False
+        self._sweeping = False
         #: When the loop will ask the batcher again by itself; 0 for never.
         self._alarm_ns = 0
         self._timer: Timer | None = None
@@ -110,12 +117,19 @@ class QueueScheduler:
             self._post(self._set_alarm)
         return turn.run
 
+    def withdraw(self, request: InferRequest, /) -> None:
+        """All requests withdrawn in a loop tick leave the queue in one go."""
+        request.cancelled = True
+        if not self._sweeping and len(self._batcher):
+            self._sweeping = True
+            self._post(self._sweep)
+
     def pending(self) -> int:
         return len(self._batcher)
 
     def inflight(self) -> int:
         with self._lock:
-            return len(self._batcher) + sum([runner.running for runner in self._runners])
+            return len(self._batcher) + sum([runner.running + runner.open() for runner in self._runners])
 
     def stop(self) -> None:
         with self._lock:
@@ -168,6 +182,15 @@ class QueueScheduler:
         if turn.ask_at:
             self._set_alarm()
         self._kick()
+
+    def _sweep(self) -> None:
+        """On the loop: the withdrawn requests among the waiting ones are refused."""
+        self._sweeping = False
+        now = self._clock()
+        with self._lock:
+            turn = self._batcher.sweep(now)
+        if turn.refuse:
+            self._refuse(turn.refuse, now)
 
     def _refuse(self, refused: list[tuple[InferRequest, InferError]], now: int) -> None:
         for request, error in refused:

@@ -6,7 +6,7 @@ import _thread
 import threading
 from collections.abc import Callable
 
-from conch.backend.api import LoopInstance, ThreadInstance
+from conch.backend.api import LoopInstance, StreamingInstance, ThreadInstance
 from conch.schedule.queue import Post, Runner
 from conch.types.request import InferRequest
 
@@ -23,6 +23,10 @@ class LoopRunner:
         self._post = post
         self._busy = False
         self._looping = False
+        self._open = instance.open if isinstance(instance, StreamingInstance) else None
+
+    def open(self) -> int:
+        return 0 if self._open is None else self._open()
 
     def wake(self) -> None:
         """Start batches until the instance is busy or nothing waits; an instance may be done within `start`."""
@@ -67,6 +71,10 @@ class ThreadRunner:
         self._asleep.acquire()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
+
+    def open(self) -> int:
+        """An instance with a thread has answered all it has run."""
+        return 0
 
     def wake(self) -> None:
         self._asleep.release()

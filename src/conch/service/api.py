@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import Protocol
+from typing import Any, Protocol
 
+from conch.config.server import LogOptions
+from conch.observe.trace import TraceSetting
 from conch.pb import grpc_service_pb2 as pb
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.model import IndexEntry
@@ -41,8 +43,28 @@ class DataPlane(Protocol):
 
     def config(self, name: str, version: str) -> ModelConfig: ...
 
+    def labels(self, name: str, version: str, output: str) -> Sequence[bytes]:
+        """What an output's values stand for, by index; empty where the model has no labels."""
+
     def statistics(self, name: str, version: str) -> pb.ModelStatisticsResponse:
         """Of one model, or of all when `name` is empty."""
+
+
+class SettingsPlane(Protocol):
+    """The log and the traces of the running server. Changes are all or nothing; errors are `InferError`."""
+
+    def log(self) -> LogOptions: ...
+
+    def change_log(self, changes: Mapping[str, Any]) -> LogOptions:
+        """`changes`: fields of `LogOptions`."""
+
+    def check_traced(self, model: str) -> None:
+        """Raises InferError for a model that is not ready; `model` empty means all."""
+
+    def trace(self, model: str) -> TraceSetting: ...
+
+    def change_trace(self, model: str, changes: Mapping[str, Any]) -> TraceSetting:
+        """`changes`: fields of `TraceSetting`, None to fall back."""
 
 
 class ControlPlane(Protocol):

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conch.types.dtype import BY_NAME, BYTES
-from conch.types.error import InferError, invalid
+from conch.types.error import InferError, invalid, unsupported
 from conch.types.model import ModelSpec, TensorSpec, carry_shape
 from conch.types.request import InputHead, Parameter, RequestHead, id_prefix
 from conch.types.tensor import Buffer
 
 Shape = tuple[int, ...]
 
+#: Characters that a sequence may be named with.
+_MAX_CORRELATION = 128
 _BATCH_NOTE = (
     "NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended to each "
     "input shape. If you want to specify the full shape including the batch dim in your input dims config, try "
@@ -93,9 +95,13 @@ def check_inputs(spec: ModelSpec, head: RequestHead) -> Inputs:
 def steering(head: RequestHead) -> Steering:
     """Sort the request's parameters. A value of a wrong type is an error that names it."""
     rest = dict(head.parameters)
+    if not head.steers:
+        return Steering(0, 0, 0, 0, rest or None)
     correlation = rest.pop("sequence_id", 0)
     if isinstance(correlation, bool) or not isinstance(correlation, int | str):
         raise invalid(f"parameter 'sequence_id' is {correlation!r}, expected an unsigned integer or a string")
+    if isinstance(correlation, str) and len(correlation) > _MAX_CORRELATION:
+        raise unsupported(f"string correlation ID cannot be longer than {_MAX_CORRELATION} characters")
     flags = 0
     for name, flag in (("sequence_start", 1), ("sequence_end", 2)):
         value = rest.pop(name, False)
@@ -103,6 +109,8 @@ def steering(head: RequestHead) -> Steering:
             raise invalid(f"parameter '{name}' is {value!r}, expected true or false")
         flags |= flag if value else 0
     priority, timeout = _unsigned(rest, "priority"), _unsigned(rest, "timeout")
+    # For the transport alone; no other name that begins like this gets so far.
+    rest.pop("triton_enable_empty_final_response", None)
     return Steering(priority, timeout, correlation, flags, rest or None)
 
 

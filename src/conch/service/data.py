@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from conch import TRITON_VERSION
@@ -17,13 +17,18 @@ from conch.types.request import InferRequest, RequestForm, RequestHead
 
 #: What the server says it can do, in Triton's order. What is not served yet is not claimed.
 EXTENSIONS = (
+    "classification",
     "model_repository",
     "model_repository(unload_dependents)",
     "schedule_policy",
     "model_configuration",
+    "system_shared_memory",
+    "cuda_shared_memory",
     "binary_tensor_data",
     "parameters",
     "statistics",
+    "trace",
+    "logging",
 )
 
 
@@ -55,13 +60,31 @@ class Registry(Protocol):
     def ready(self) -> bool: ...
 
 
+class Tracer(Protocol):
+    """What the data plane needs to know of tracing."""
+
+    @property
+    def armed(self) -> bool: ...
+    def begin(self, request: InferRequest) -> None: ...
+
+
+class _NoTracer:
+    armed = False
+
+    def begin(self, request: InferRequest) -> None:
+        """Never called."""
+
+
 class Data:
     """Implements `service.api.DataPlane` over a registry."""
 
-    def __init__(self, registry: Registry, server_id: str, exiting: Callable[[], bool]) -> None:
+    def __init__(
+        self, registry: Registry, server_id: str, exiting: Callable[[], bool], tracer: Tracer | None = None
+    ) -> None:
         self._registry = registry
         self._server_id = server_id
         self._exiting = exiting
+        self._tracer: Tracer = tracer or _NoTracer()
         #: One form for all requests of equal heads, whatever connection they come by: equal forms make cheap batches.
         self._forms: dict[object, RequestForm] = {}
         self._forms_generation = 0
@@ -110,6 +133,7 @@ class Data:
             flags=steering.flags,
             has_bytes=inputs.has_bytes,
             decoupled=version.config.model_transaction_policy.decoupled,
+            withdraw=version.scheduler.withdraw,
         )
 
     def infer(self, request: InferRequest) -> None:
@@ -124,6 +148,8 @@ class Data:
                     checks.check_strings(spec, position, form.counts[index], data, request.id)
                 else:
                     raise checks.size_mismatch(form.model.spec, form.inputs[index], size, len(data), request.id)
+        if self._tracer.armed:
+            self._tracer.begin(request)
         try:
             form.submit(request)
         except InferError:
@@ -163,6 +189,10 @@ class Data:
     def config(self, name: str, version: str) -> ModelConfig:
         return self._registry.find(name, version).config
 
+    def labels(self, name: str, version: str, output: str) -> Sequence[bytes]:
+        outputs = self._registry.find(name, version).spec.outputs
+        return next((each.labels for each in outputs if each.name == output), ())
+
     def statistics(self, name: str, version: str) -> pb.ModelStatisticsResponse:
         answer = pb.ModelStatisticsResponse()
         if not name:
@@ -176,7 +206,9 @@ class Data:
     def _renew(self, form: RequestForm, id: str) -> RequestForm:
         """The set of servable versions has changed since `form` was made; its head is checked against today's."""
         head = form.head
-        fresh = RequestHead(head.model_name, head.model_version, id, head.inputs, head.outputs, head.parameters)
+        fresh = RequestHead(
+            head.model_name, head.model_version, id, head.inputs, head.outputs, head.parameters, head.steers
+        )
         renewed = self.prepare(fresh)
         if renewed.order != form.order:
             raise unavailable(
@@ -209,6 +241,7 @@ def _key(head: RequestHead) -> object:
         tuple([(each.name, each.datatype, each.shape) for each in head.inputs]),
         tuple(head.outputs),
         tuple([(name, type(value), value) for name, value in sorted(head.parameters.items())]),
+        head.steers,
     )
 
 
@@ -236,6 +269,10 @@ def _write_statistics(version: Version, into: pb.ModelStatistics) -> None:
         _write_duration(batch.compute_input, entry.compute_input)
         _write_duration(batch.compute_infer, entry.compute_infer)
         _write_duration(batch.compute_output, entry.compute_output)
+    for index, response in sorted(stats.responses.copy().items()):
+        into_response = into.response_stats[str(index)]
+        for name in ("compute_infer", "compute_output", "success", "fail", "empty_response", "cancel"):
+            _write_duration(getattr(response, name), getattr(into_response, name))
 
 
 def _write_duration(duration: Duration, into: pb.StatisticDuration) -> None:

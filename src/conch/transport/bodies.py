@@ -44,7 +44,16 @@ class SizedBody:
             self._memory = grown
         return self._memory[self._received :]
 
-    def feed(self, data: bytes, at: int) -> int:
+    @property
+    def missing(self) -> int:
+        """Bytes that have not come yet."""
+        return self._length - self._received
+
+    def filled(self, size: int) -> None:
+        """So many bytes have been written where `room` pointed."""
+        self._received += size
+
+    def feed(self, data: Buffer, at: int) -> int:
         """Take what belongs to the body from `data[at:]`; where the rest begins."""
         source = memoryview(data)
         while at < len(data) and self._received < self._length:

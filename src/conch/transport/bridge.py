@@ -56,6 +56,10 @@ class Bridge:
             # The loop is closed: nobody is left to answer to.
             self._posted.clear()
 
+    def later(self, seconds: float, call: Callable[..., object], *args: Any) -> asyncio.TimerHandle:
+        """Have `call(*args)` run on the loop's thread after this time. Loop thread only."""
+        return self._loop.call_later(seconds, call, *args)
+
     def dirty(self, connection: Connection) -> None:
         """Have `connection.flush()` called once, after everything else of this tick. Loop thread only."""
         waiting = self._dirty

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
+from conch.memory.regions import Regions
 from conch.protocol.v2.grpc import GrpcCodec
 from conch.protocol.v2.grpc_status import STATUS, Status
+from conch.service.api import DataPlane
 from conch.transport.bridge import Bridge
-from conch.transport.grpc_headers import AnswerHeaders, answer_end, answer_start, failure
+from conch.transport.grpc_forward import Forwarded, ForwardingPlane
+from conch.transport.grpc_headers import AnswerHeaders, answer_end, answer_start, encoding_field, failure
+from conch.transport.grpc_messages import Compression, GrpcFault, Inbox
 from conch.types.error import InferError
 from conch.types.request import InferRequest
 from conch.types.response import InferResponse
@@ -22,72 +28,32 @@ if TYPE_CHECKING:
 
 _size = struct.Struct(">I").unpack_from
 _prefix = struct.Struct(">BI").pack
-#: Smaller messages become `bytes`, so that cutting tensors from them gives `bytes`.
-_KEEP_FROM: Final = 65_536
-
-
-class GrpcFault(Exception):  # noqa: N818  not an error of ours: a call that is answered with a status
-    """The call breaks gRPC's own rules and is answered with this status."""
-
-    def __init__(self, status: Status, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
+#: Distinct lists of forwarded metadata for which a connection keeps a codec.
+_MAX_CODECS: Final = 16
 
 
 class Peer:
     """What the gRPC transport keeps per connection."""
 
-    __slots__ = ("answers", "codec")
+    __slots__ = ("_codecs", "_plane", "_regions", "answers", "codec")
 
-    def __init__(self, codec: GrpcCodec) -> None:
-        self.codec = codec
+    def __init__(self, plane: DataPlane, regions: Regions | None = None) -> None:
+        self._plane = plane
+        self._regions = regions
+        self.codec = GrpcCodec(plane, regions=regions)
         self.answers = AnswerHeaders()
+        self._codecs: dict[object, GrpcCodec] = {}
 
-
-class Inbox:
-    """Puts one length-prefixed message together from pieces of any size. Pure."""
-
-    __slots__ = ("_limit", "_message", "_prefix", "_size")
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._prefix = b""
-        self._size = -1
-        # Grows with what has arrived, never to a size that was only announced.
-        self._message = bytearray()
-
-    def add(self, buffer: Buffer, start: int, stop: int) -> None:
-        """Raises GrpcFault as soon as something is wrong."""
-        if self._size < 0:
-            take = min(stop - start, 5 - len(self._prefix))
-            self._prefix += bytes(buffer[start : start + take])
-            start += take
-            if len(self._prefix) < 5:
-                return
-            self._size = check_prefix(self._prefix, self._limit)
-        if stop - start > self._size - len(self._message):
-            raise GrpcFault(Status.INTERNAL, "the call takes one message, but more was sent")
-        self._message += memoryview(buffer)[start:stop]
-
-    def message(self) -> Buffer:
-        """The message, once everything has been sent."""
-        if len(self._message) != self._size:
-            what = "no message" if not self._prefix else "only a part of its message"
-            raise GrpcFault(Status.INTERNAL, f"the call has ended with {what}")
-        return self._message if self._size >= _KEEP_FROM else bytes(self._message)
-
-
-def check_prefix(prefix: Buffer, limit: int) -> int:
-    """The length that a message's five-byte prefix announces."""
-    size: int = _size(prefix, 1)[0]
-    if prefix[0] == 1:
-        raise GrpcFault(Status.INTERNAL, "the message is marked as compressed, but grpc-encoding names no compression")
-    if prefix[0]:
-        raise GrpcFault(Status.INTERNAL, f"the message's first byte is {prefix[0]}, expected 0 or 1")
-    if size > limit:
-        raise GrpcFault(Status.RESOURCE_EXHAUSTED, f"Received message larger than max ({size} vs. {limit})")
-    return size
+    def special_codec(self, streams: bool, forwarded: Forwarded | None) -> GrpcCodec:
+        """For streams, and for calls whose metadata become parameters."""
+        key = (streams, forwarded.key if forwarded is not None else None)
+        codec = self._codecs.get(key)
+        if codec is None:
+            if len(self._codecs) >= _MAX_CODECS:
+                self._codecs.clear()
+            plane = self._plane if forwarded is None else ForwardingPlane(self._plane, forwarded)
+            codec = self._codecs[key] = GrpcCodec(plane, streams, self._regions)
+        return codec
 
 
 class Method(Protocol):
@@ -96,28 +62,46 @@ class Method(Protocol):
     def __call__(self, call: Call, message: Buffer, /) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a call's header list says besides its method."""
+
+    loop: asyncio.AbstractEventLoop
+    #: Seconds from now on; None without a deadline.
+    timeout: float | None = None
+    #: Of the messages that the client sends compressed; empty when it sends none.
+    encoding: bytes = b""
+    compression: Compression | None = None
+    forwarded: Forwarded | None = None
+    #: `triton_grpc_error: true`: the first error of a model ends a stream.
+    errors_end: bool = False
+    #: The W3C trace context that came with the call.
+    trace_context: str = ""
+
+
 class Route:
     """What a header list asks for; shared by all calls with the same headers."""
 
-    __slots__ = ("bridge", "limit", "loop", "method", "timeout")
+    __slots__ = (
+        "bridge", "compression", "encoding", "forwarded", "limit", "loop", "method", "timeout", "trace_context",
+    )  # fmt: skip
 
-    def __init__(
-        self,
-        method: Method,
-        bridge: Bridge,
-        limit: int,
-        loop: asyncio.AbstractEventLoop | None = None,
-        timeout: float | None = None,
-    ) -> None:
+    def __init__(self, method: Method, bridge: Bridge, limit: int, said: Said) -> None:
         self.method = method
         self.bridge = bridge
         self.limit = limit
-        self.loop = loop
-        self.timeout = timeout
+        self.loop = said.loop
+        self.timeout = said.timeout
+        self.encoding = said.encoding
+        #: How answers are compressed; None for not at all.
+        self.compression = said.compression
+        #: Metadata that become parameters of requests; None without any.
+        self.forwarded = said.forwarded
+        self.trace_context = said.trace_context
 
     def open(self, connection: Connection[Peer], number: int, /) -> Call:
         call = Call(connection, number, self)
-        if self.timeout is not None and self.loop is not None:
+        if self.timeout is not None:
             call.timer = self.loop.call_later(self.timeout, call.expire)
         return call
 
@@ -144,6 +128,9 @@ class Refusal:
 class RefusedCall:
     """A call whose answer is an error, and whose message nobody reads."""
 
+    full: ClassVar[bool] = False
+    resting: ClassVar[bool] = False
+
     __slots__ = (
         "block", "connection", "ended", "id", "idle_since", "patience", "promised", "sending", "unacked", "window",
     )  # fmt: skip
@@ -167,6 +154,12 @@ class RefusedCall:
         if ended or self.patience < 0:
             self.settle()
 
+    def room(self, size: int) -> memoryview | None:
+        return None
+
+    def filled(self, size: int, ended: bool) -> None:
+        """Never called: there is no room."""
+
     def settle(self) -> None:
         connection = self.connection
         if connection is not None:
@@ -181,6 +174,10 @@ class RefusedCall:
 
 class Call:
     """An HTTP/2 stream and the `ResponseSink` of its request. Methods that may come from other threads say so."""
+
+    protocol: ClassVar[str] = "GRPC"
+    full: ClassVar[bool] = False
+    resting: ClassVar[bool] = False
 
     __slots__ = (
         "_early", "_inbox", "_request", "_route", "connection", "ended", "id", "idle_since", "promised", "sending",
@@ -204,6 +201,14 @@ class Call:
         #: Answers before the last one.
         self._early = 0
 
+    @property
+    def forwarded(self) -> Forwarded | None:
+        return self._route.forwarded
+
+    @property
+    def trace_context(self) -> str:
+        return self._route.trace_context
+
     # -- the stream's side
 
     def receive(self, buffer: Buffer, start: int, stop: int, ended: bool) -> None:
@@ -222,15 +227,34 @@ class Call:
             return
         inbox = self._inbox
         if inbox is None:
-            inbox = self._inbox = Inbox(route.limit)
+            inbox = self._inbox = Inbox(route.limit, route.encoding)
         try:
             inbox.add(buffer, start, stop)
-            if ended:
-                message = inbox.message()
-                self._inbox = None
-                route.method(self, message)
         except GrpcFault as fault:
             self.refuse(fault.status, fault.message)
+            return
+        self._look(inbox, ended)
+
+    def room(self, size: int) -> memoryview | None:
+        inbox = self._inbox
+        return None if inbox is None or self.connection is None else inbox.room(size)
+
+    def filled(self, size: int, ended: bool) -> None:
+        inbox = self._inbox
+        if inbox is not None:
+            inbox.filled(size)
+            if ended:
+                self._look(inbox, ended)
+
+    def _look(self, inbox: Inbox, ended: bool) -> None:
+        try:
+            message = inbox.single(ended)
+        except GrpcFault as fault:
+            self.refuse(fault.status, fault.message)
+            return
+        if message is not None:
+            self._inbox = None
+            self._route.method(self, message)
 
     def dropped(self) -> None:
         self._settle()
@@ -244,6 +268,8 @@ class Call:
     def begin(self, request: InferRequest) -> None:
         """`request` answers this call; when the call ends before it does, the request is cancelled."""
         self._request = request
+        if self.timer is not None:
+            request.expires_ns = expiry(self.timer, self._route.loop)
 
     def reply(self, request: InferRequest, response: InferResponse, final: bool) -> None:
         """Any thread."""
@@ -269,7 +295,12 @@ class Call:
         self._request = None
         self._settle()
         sender, answers = connection.sender, connection.state.answers
-        if answers.ready and sender.reserve(self, size + 5):
+        compression = self._route.compression
+        if compression is not None:
+            packed, parts, size = compression.pack(parts, size)
+            sender.headers(self.id, answers.headers() + encoding_field(compression.encoding), end=False)
+            sender.data(self, [_prefix(packed, size), *parts], answers.trailers)
+        elif answers.ready and sender.reserve(self, size + 5):
             output = sender.output
             output.append(answer_start(self.id, size))
             output += parts
@@ -318,7 +349,18 @@ class Call:
         request = self._request
         if request is not None:
             self._request = None
-            request.cancelled = True
+            cancel(request)
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+
+
+def expiry(timer: asyncio.TimerHandle, loop: asyncio.AbstractEventLoop) -> int:
+    """When `timer` rings, in `time.monotonic_ns()`."""
+    return time.monotonic_ns() + int((timer.when() - loop.time()) * 1e9)
+
+
+def cancel(request: InferRequest) -> None:
+    """Nobody waits for `request` any more. Its sink may be told so from within this call. Loop thread."""
+    request.cancelled = True
+    request.form.withdraw(request)

@@ -8,6 +8,7 @@ from typing import Final
 
 from conch.protocol.v2.grpc_status import Status, percent_encode
 from conch.transport import http2_frames as h2
+from conch.transport.grpc_messages import ENCODINGS
 from conch.transport.http2_headers import Header, literal
 
 _CONTENT_TYPE: Final = b"application/grpc"
@@ -79,12 +80,21 @@ def answer_end(stream: int) -> bytes:
 
 def failure(status: Status, message: str) -> bytes:
     """The only header block of a failed call (gRPC's "trailers-only")."""
-    block = _PLAIN_HEADERS + literal(_STATUS, b"%d" % status)
-    if message:
-        block += literal(b"grpc-message", percent_encode(message))
+    block = _PLAIN_HEADERS + trailers(status, message)
     if status is Status.UNIMPLEMENTED:
-        block += literal(b"grpc-accept-encoding", b"identity")
+        block += literal(b"grpc-accept-encoding", ENCODINGS)
     return block
+
+
+def trailers(status: Status, message: str) -> bytes:
+    """The trailers of a call that has sent headers."""
+    block = literal(_STATUS, b"%d" % status)
+    return block + literal(b"grpc-message", percent_encode(message)) if message else block
+
+
+def encoding_field(encoding: bytes) -> bytes:
+    """Follows the headers of a call whose answers may be compressed."""
+    return literal(b"grpc-encoding", encoding)
 
 
 def http_failure(status: int) -> bytes:

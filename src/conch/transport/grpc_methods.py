@@ -1,4 +1,4 @@
-"""The unary methods of GRPCInferenceService and of grpc.health.v1: messages in, planes asked, messages out."""
+"""The methods of GRPCInferenceService, grpc.health.v1 and reflection: messages in, planes asked, messages out."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ from typing import Any, Final
 
 from google.protobuf.message import DecodeError, Message
 
+from conch.memory.regions import Regions
 from conch.pb import grpc_service_pb2 as pb
 from conch.pb import health_pb2
 from conch.protocol.v2.grpc_request import unparsable
 from conch.protocol.v2.grpc_status import STATUS, Status
-from conch.service.api import ControlPlane, DataPlane
+from conch.service.api import ControlPlane, DataPlane, SettingsPlane
 from conch.transport.bridge import Bridge
 from conch.transport.grpc_call import Call, Method
+from conch.transport.grpc_memory import memory_handlers
+from conch.transport.grpc_model_stream import ModelStream
+from conch.transport.grpc_settings import SettingsCalls
+from conch.transport.grpc_stream import Conversation, Stream
+from conch.transport.grpc_talks import HealthWatch, Reflection
 from conch.types.error import Code, InferError, invalid, unsupported
 from conch.types.tensor import Buffer
 
@@ -26,15 +32,8 @@ SERVICE: Final = "/inference.GRPCInferenceService/"
 HEALTH: Final = "/grpc.health.v1.Health/"
 #: Answered even while the server stops.
 ALWAYS: Final = {f"{SERVICE}ServerLive", f"{SERVICE}ServerReady", f"{HEALTH}Check"}
-#: Known methods that are not served yet.
-MISSING: Final = {
-    f"{SERVICE}{name}"
-    for name in (
-        "ModelStreamInfer", "SystemSharedMemoryStatus", "SystemSharedMemoryRegister", "SystemSharedMemoryUnregister",
-        "CudaSharedMemoryStatus", "CudaSharedMemoryRegister", "CudaSharedMemoryUnregister", "TraceSetting",
-        "LogSettings",
-    )
-}  # fmt: skip
+#: Whose answers `--grpc-infer-response-compression-level` and whose requests `--grpc-header-forward-pattern` are about.
+INFERENCE: Final = {f"{SERVICE}ModelInfer", f"{SERVICE}ModelStreamInfer"}
 
 _monotonic_ns = time.monotonic_ns
 
@@ -42,10 +41,19 @@ _monotonic_ns = time.monotonic_ns
 class Methods:
     """The methods over one pair of planes."""
 
-    def __init__(self, data: DataPlane, control: ControlPlane, bridge: Bridge) -> None:
+    def __init__(
+        self,
+        data: DataPlane,
+        control: ControlPlane,
+        bridge: Bridge,
+        settings: SettingsPlane | None = None,
+        regions: Regions | None = None,
+    ) -> None:
         self._data = data
         self._control = control
         self._bridge = bridge
+        self._settings = SettingsCalls(settings)
+        self._memory = memory_handlers(regions or Regions(allowed=False))
 
     def table(self) -> dict[str, Method]:
         """Path to method."""
@@ -63,6 +71,8 @@ class Methods:
                 pb.ModelConfigRequest, lambda m: pb.ModelConfigResponse(config=data.config(m.name, m.version))
             ),
             "ModelStatistics": _unary(pb.ModelStatisticsRequest, lambda m: data.statistics(m.name, m.version)),
+            "TraceSetting": _unary(pb.TraceSettingRequest, self._settings.trace),
+            "LogSettings": _unary(pb.LogSettingsRequest, self._settings.logging),
             "RepositoryIndex": _unary(pb.RepositoryIndexRequest, self._index),
             "RepositoryModelLoad": self._later(
                 pb.RepositoryModelLoadRequest, self._load, pb.RepositoryModelLoadResponse
@@ -71,16 +81,29 @@ class Methods:
                 pb.RepositoryModelUnloadRequest, self._unload, pb.RepositoryModelUnloadResponse
             ),
         }
+        service |= {name: _unary(kind, handle) for name, (kind, handle) in self._memory.items()}
         table = {SERVICE + name: method for name, method in service.items()}
         table[f"{HEALTH}Check"] = _unary(health_pb2.HealthCheckRequest, self._check)
         return table
+
+    def streams(self) -> dict[str, Callable[[Stream], Conversation]]:
+        """Path to what begins the conversation of a streaming method."""
+        data, bridge, serving = self._data, self._bridge, self._serving
+        return {
+            f"{SERVICE}ModelStreamInfer": lambda stream: ModelStream(stream, data, bridge),
+            f"{HEALTH}Watch": lambda stream: HealthWatch(stream, serving),
+            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": Reflection,
+            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Reflection,
+        }
 
     def infer(self, call: Call, message: Buffer) -> None:
         connection = call.connection
         if connection is None:
             return
+        forwarded = call.forwarded
+        codec = connection.state.codec if forwarded is None else connection.state.special_codec(False, forwarded)
         try:
-            request = connection.state.codec.decode_infer(message, call, _monotonic_ns())
+            request = codec.decode_infer(message, call, _monotonic_ns())
             call.begin(request)
             self._data.infer(request)
         except InferError as error:
@@ -96,12 +119,14 @@ class Methods:
         return answer
 
     def _check(self, message: Any) -> Message:
-        try:
-            ready = self._data.ready()
-        except InferError:
-            ready = False
         states = health_pb2.HealthCheckResponse
-        return states(status=states.SERVING if ready else states.NOT_SERVING)
+        return states(status=states.SERVING if self._serving() else states.NOT_SERVING)
+
+    def _serving(self) -> bool:
+        try:
+            return self._data.ready()
+        except InferError:
+            return False
 
     def _load(self, message: Any) -> Future[None]:
         _check_repository(message)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import httptools
@@ -59,6 +59,10 @@ class Head:
     route: Any = None
     #: The longest chunked body that is read.
     limit: int = 1 << 26
+    #: False for HTTP/1.0, which knows no chunks.
+    modern: bool = True
+    #: The header lines as they came: names in the client's spelling, and values.
+    lines: list[tuple[str, str]] = field(default_factory=list)
 
 
 class HeadCache:
@@ -102,7 +106,7 @@ class _Lines:
     def on_header(self, name: bytes, value: bytes) -> None:
         if len(self.headers) >= MAX_HEADERS:
             raise BadRequestError(431, f"more than {MAX_HEADERS} header lines")
-        self.headers.append((name.decode("latin-1").lower(), value.decode("latin-1").strip(" \t")))
+        self.headers.append((name.decode("latin-1"), value.decode("latin-1").strip(" \t")))
 
     def on_headers_complete(self) -> None:
         self.complete = True
@@ -138,7 +142,8 @@ def _bad(detail: str) -> BadRequestError:
 
 def _make_head(method: str, lines: _Lines, modern: bool) -> Head:
     headers: dict[str, str] = {}
-    for name, value in lines.headers:
+    for spelled, value in lines.headers:
+        name = spelled.lower()
         if name in headers:
             if name in _SINGLE:
                 raise _bad(f"header '{name}' given twice")
@@ -160,6 +165,8 @@ def _make_head(method: str, lines: _Lines, modern: bool) -> Head:
         say_keep_alive=keep_alive and not modern,
         awaits_continue=bool(expect) and length != 0,
         simple=modern and keep_alive and not expect and length >= 0 and method in {"GET", "POST"},
+        modern=modern,
+        lines=lines.headers,
     )
 
 

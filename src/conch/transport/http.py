@@ -10,41 +10,41 @@ from typing import Final
 
 from conch.config.json import to_json
 from conch.config.server import HttpOptions
+from conch.memory.regions import Regions
 from conch.protocol.v2 import answers, repository
-from conch.protocol.v2.head import Target, json_too_large, parse_json_size
+from conch.protocol.v2.generate import GenerateCodec
 from conch.protocol.v2.json import JsonCodec
-from conch.protocol.v2.routes import Action, Route, find
+from conch.protocol.v2.load_report import load_header
+from conch.protocol.v2.restrict import Restrictions, route_category
+from conch.protocol.v2.routes import Action, Route
 from conch.protocol.v2.status import HTTP_STATUS
-from conch.service.api import ControlPlane, DataPlane
+from conch.service.api import ControlPlane, DataPlane, SettingsPlane
 from conch.transport.bridge import Bridge
+from conch.transport.coder import Coder
 from conch.transport.exchange import Exchange, fail
+from conch.transport.generate import Generation
 from conch.transport.heads import BadRequestError, Head
 from conch.transport.http1 import Connection, head_of
+from conch.transport.http_memory import MemoryRoutes
+from conch.transport.http_settings import SettingsEndpoints
 from conch.transport.listener import Listener
-from conch.types.error import Code, InferError, invalid, not_found, unsupported
+from conch.transport.question import HeadReader, Question
+from conch.transport.tls import Certificates
+from conch.types.error import Code, InferError, not_found, unsupported
 from conch.types.tensor import Buffer
 
 _log = logging.getLogger("conch")
 
-#: Bodies with binary tensors may be longer than JSON may; beyond this they are refused before they are read.
-MAX_BODY: Final = 1 << 33
+_GENERATE: Final = frozenset({Action.GENERATE, Action.GENERATE_STREAM})
+#: Load that models report of themselves; none does yet.
+_NO_GAUGES: Final[dict[str, float]] = {}
+
+#: Bytes that who may not ask may send before the connection is closed.
+_PATIENCE: Final = 1 << 20
 
 _EMPTY: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nContent-Type: text/plain\r\n"
 _NOT_LIVE: Final = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nContent-Type: text/plain\r\n"
 _EMPTY_JSON: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 0\r\n"
-
-
-class Question:
-    """What a head asks, worked out once."""
-
-    __slots__ = ("error", "route", "target")
-
-    def __init__(self, route: Route) -> None:
-        self.route = route
-        #: For infer.
-        self.target = Target(route.name, route.version)
-        #: What every request with this head is told, whatever its body.
-        self.error: InferError | None = None
 
 
 class HttpTransport:
@@ -52,12 +52,24 @@ class HttpTransport:
 
     title = "HTTPService"
 
-    def __init__(self, options: HttpOptions, data: DataPlane, control: ControlPlane, bridge: Bridge) -> None:
+    def __init__(
+        self,
+        options: HttpOptions,
+        data: DataPlane,
+        control: ControlPlane,
+        bridge: Bridge,
+        settings: SettingsPlane | None = None,
+        regions: Regions | None = None,
+    ) -> None:
         self._data = data
         self._control = control
         self._bridge = bridge
         self._max = options.max_input_size
-        self._codec = JsonCodec(data, options.max_input_size)
+        regions = regions or Regions(allowed=False)
+        self._reader = HeadReader(options)
+        self._coder = Coder(bridge)
+        self._generate_codec = GenerateCodec(data, options.max_input_size)
+        self._codec = JsonCodec(data, options.max_input_size, regions)
         self._listener = Listener(
             options.address,
             options.port,
@@ -66,7 +78,10 @@ class HttpTransport:
             lost=self._lost,
             timeout=options.slow_sender_timeout,
             reuse_port=options.reuse_port,
+            tls=Certificates(options.tls, "http/1.1") if options.tls is not None else None,
         )
+        self._restricted = Restrictions(options.restricted)
+        changeable = SettingsEndpoints(settings)
         self._answers: dict[Action, Callable[[Connection, Route, Buffer], None]] = {
             Action.LIVE: self._live,
             Action.READY: self._ready,
@@ -75,13 +90,17 @@ class HttpTransport:
             Action.MODEL_METADATA: self._model_metadata,
             Action.MODEL_CONFIG: self._model_config,
             Action.STATISTICS: self._statistics,
+            Action.TRACE: _told(changeable.trace),
+            Action.CHANGE_TRACE: _told(changeable.change_trace),
+            Action.LOGGING: _told(changeable.logging),
+            Action.CHANGE_LOGGING: _told(changeable.change_logging),
             Action.INDEX: self._index,
             Action.LOAD: self._load,
             Action.UNLOAD: self._unload,
             Action.NAMED_REPOSITORY: self._named_repository,
-            Action.UNSUPPORTED: self._unsupported,
             Action.WRONG_METHOD: self._wrong_method,
             Action.NOT_FOUND: self._not_found,
+            **MemoryRoutes(regions).answers(),
         }
 
     @property
@@ -102,45 +121,37 @@ class HttpTransport:
 
     async def close(self) -> None:
         await self._listener.close()
+        self._coder.close()
 
     # ---- requests
 
     def _route(self, head: Head) -> None:
-        question = head.route = Question(find(head.method, head.path))
-        if question.route.action is Action.INFER:
-            self._read_infer_headers(head, question)
-        json_size = question.target.json_size
-        longest = self._max if json_size < 0 else MAX_BODY
-        size = head.length if json_size < 0 else json_size
-        if size > self._max:
-            raise BadRequestError(400, json_too_large(size, self._max).message)
-        if head.length > longest:
-            raise BadRequestError(413, f"request body of {head.length} bytes exceeds the limit of {longest} bytes")
-        head.limit = longest
+        question = head.route = Question(head)
+        if not self._refuses(head, question):
+            self._reader.read(head, question)
 
-    def _read_infer_headers(self, head: Head, question: Question) -> None:
-        encoding = head.headers.get("content-encoding", "identity")
-        if encoding.lower() not in {"identity", ""}:
-            question.error = unsupported("Unsupported compression type", "send the body uncompressed")
-        size = head.headers.get("inference-header-content-length")
-        if size is None:
-            return
-        try:
-            question.target.json_size = parse_json_size(size)
-        except InferError as error:
-            question.error = question.error or error
-        if question.target.json_size < 0:
-            question.error = question.error or invalid(
-                f"inference header size should be in range (0, {max(head.length, 0)}), got: {size}"
-            )
+    def _refuses(self, head: Head, question: Question) -> bool:
+        """Whether the API is restricted and the head lacks the key; nobody without it makes us read a large body."""
+        error = self._restricted.check(route_category(question.route), lambda name: _header(head, name))
+        if error is None:
+            return False
+        if not 0 <= head.length <= _PATIENCE:
+            raise BadRequestError(403, error.message)
+        question.error = error
+        return True
 
-    def _handle(self, connection: Connection, head: Head, body: Buffer) -> None:
+    def _handle(self, connection: Connection, head: Head, body: Buffer, plain: bool = False) -> None:
+        """`plain`: the body's coding has been undone."""
         question: Question = head.route
         try:
             if question.error is not None:
                 fail(connection, question.error)
+            elif question.coding and not plain:
+                self._inflate(connection, head, body)
             elif question.route.action is Action.INFER:
-                self._infer(connection, question.target, body)
+                self._infer(connection, question, body)
+            elif question.route.action in _GENERATE:
+                self._generate(connection, question, body)
             else:
                 self._answers[question.route.action](connection, question.route, body)
         except InferError as error:
@@ -149,17 +160,42 @@ class HttpTransport:
             _log.exception("a request to %s could not be handled", head.path)
             connection.fail(500, "internal error, see the server's log")
 
-    def _infer(self, connection: Connection, target: Target, body: Buffer) -> None:
+    def _inflate(self, connection: Connection, head: Head, body: Buffer) -> None:
+        def go_on(plain: Buffer, error: InferError | None) -> None:
+            if error is not None:
+                fail(connection, error)
+            elif not connection.closed:
+                self._handle(connection, head, plain, plain=True)
+
+        self._coder.inflate(head.route.coding, body, self._max, go_on)
+
+    def _infer(self, connection: Connection, question: Question, body: Buffer) -> None:
         exchange = connection.exchange
         if exchange is None:
-            exchange = connection.exchange = Exchange(connection, self._bridge)
-        request, exchange.pattern = self._codec.decode_infer(target, body, exchange, time.monotonic_ns())
+            exchange = connection.exchange = Exchange(connection, self._bridge, self._coder)
+        request, exchange.pattern = self._codec.decode_infer(question.target, body, exchange, time.monotonic_ns())
         exchange.request = request
+        extras = exchange.extras = question.extras
+        if extras is not None:
+            exchange.expect(request, extras)
         try:
             self._data.infer(request)
         except BaseException:
-            # It was not taken over.
-            exchange.request = None
+            exchange.refused()
+            raise
+
+    def _generate(self, connection: Connection, question: Question, body: Buffer) -> None:
+        route = question.route
+        more = load_header(question.headers, _NO_GAUGES)
+        streams = route.action is Action.GENERATE_STREAM
+        generation = Generation(connection, self._bridge, streams=streams, more=more)
+        request = self._generate_codec.decode(route.name, route.version, body, generation, time.monotonic_ns())
+        generation.begin(request, question.extras)
+        connection.exchange = generation
+        try:
+            self._data.infer(request)
+        except BaseException:
+            generation.refused()
             raise
 
     def _lost(self, connection: Connection) -> None:
@@ -209,9 +245,6 @@ class HttpTransport:
     def _named_repository(self, connection: Connection, route: Route, body: Buffer) -> None:
         raise unsupported("'repository_name' specification is not supported")
 
-    def _unsupported(self, connection: Connection, route: Route, body: Buffer) -> None:
-        raise unsupported("this endpoint is not supported yet")
-
     def _wrong_method(self, connection: Connection, route: Route, body: Buffer) -> None:
         connection.fail(405, "Method Not Allowed")
 
@@ -221,6 +254,17 @@ class HttpTransport:
 
 def _reply(connection: Connection, body: bytes) -> None:
     connection.respond(head_of(200, "application/json", len(body)), (body,))
+
+
+def _told(answer: Callable[[Route, Buffer], bytes]) -> Callable[[Connection, Route, Buffer], None]:
+    """What answers with the JSON that `answer` gives."""
+    return lambda connection, route, body: _reply(connection, answer(route, body))
+
+
+def _header(head: Head, name: str) -> str | None:
+    """A header's value as text of the command line; None when it is absent."""
+    value = head.headers.get(name)
+    return None if value is None else value.encode("latin-1").decode("utf-8", "surrogateescape")
 
 
 def _finish(connection: Connection, done: Future[None]) -> None:

@@ -6,12 +6,14 @@ import asyncio
 import http
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, cast
 
 from conch.protocol.v2.status import error_body
-from conch.transport.bodies import Body, body_of
+from conch.transport.bodies import Body, SizedBody, body_of
+from conch.transport.filler import LARGE, Filler
 from conch.transport.heads import MAX_HEAD, BadRequestError, Head, HeadCache
+from conch.types.flow import Flow
 from conch.types.tensor import Buffer
 
 #: Bytes of further requests that may wait while one is being answered; then the socket is not read.
@@ -24,11 +26,19 @@ _LINGER: Final = 2.0
 _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _END: Final = b"\r\n"
+_CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
+_LAST_CHUNK: Final = b"0\r\n\r\n"
+#: How the answer under way is sent.
+_WHOLE, _CHUNKS, _TO_THE_END = range(3)
 _CLOSE: Final = b"Connection: close\r\n\r\n"
 _KEEP_ALIVE: Final = b"Connection: keep-alive\r\n\r\n"
 _REASONS: Final = {status.value: status.phrase for status in http.HTTPStatus} | {405: "Not Allowed"}
 
 now = time.monotonic
+
+
+def status_line(status: int) -> bytes:
+    return f"HTTP/1.1 {status} {_REASONS[status]}\r\n".encode()
 
 
 def head_of(status: int, content_type: str, length: int) -> bytes:
@@ -59,8 +69,9 @@ class Connection(asyncio.Protocol):
     """All calls on the event loop's thread."""
 
     __slots__ = (
-        "_at", "_blocked_size", "_body", "_buffer", "_closed", "_head", "_last", "_lingering", "_out", "_owner",
-        "_paused", "_quiet_since", "_searched", "_stepping", "_transport", "_write_blocked", "busy", "exchange",
+        "_at", "_blocked_size", "_body", "_buffer", "_closed", "_filler", "_flow", "_head", "_last", "_lingering",
+        "_out", "_owner", "_paused", "_quiet_since", "_searched", "_stepping", "_streaming", "_transport",
+        "_write_blocked", "busy", "exchange",
     )  # fmt: skip
 
     def __init__(self, owner: Owner) -> None:
@@ -75,8 +86,13 @@ class Connection(asyncio.Protocol):
         #: The request that is being received or answered.
         self._head: Head | None = None
         self._body: Body | None = None
+        #: Takes the socket's bytes while the rest of a large body comes.
+        self._filler: Filler | None = None
         self._out: list[Buffer] = []
         self._stepping = False
+        #: What is being answered in pieces: nothing, chunks, or bytes that end with the connection.
+        self._streaming = _WHOLE
+        self._flow: Flow | None = None
         self._paused = False
         self._write_blocked = False
         self._blocked_size = 0
@@ -102,7 +118,10 @@ class Connection(asyncio.Protocol):
         self._closed = True
         self._buffer = b""
         self._body = None
+        self._filler = None
         self._out.clear()
+        self._streaming = _WHOLE
+        self._flow = None
         self._owner.lost(self)
         self._head = None
         self.exchange = None
@@ -116,11 +135,15 @@ class Connection(asyncio.Protocol):
         self._write_blocked = True
         self._quiet_since = now()
         self._blocked_size = self._transport.get_write_buffer_size()
+        if self._flow is not None:
+            self._flow.full = True
         self._pause()
 
     def resume_writing(self) -> None:
         self._write_blocked = False
         self._quiet_since = 0.0
+        if self._flow is not None:
+            self._flow.release()
         self._resume()
         if not self.busy and self._buffer:
             self._step()
@@ -136,9 +159,14 @@ class Connection(asyncio.Protocol):
 
     # ---- answers
 
-    def respond(self, head: bytes, body: Sequence[Buffer] = ()) -> None:
-        """Answer the request that was handed over last. `head` is without its closing empty line."""
-        if not self.busy or self._closed:
+    def respond(
+        self, head: bytes, body: Sequence[Buffer] = (), collect: Callable[[Connection], object] | None = None
+    ) -> None:
+        """Answer the request that was handed over last. `head` is without its closing empty line.
+
+        With `collect` the answer is not written yet: that is given the connection, to call `flush` in this tick.
+        """
+        if not self.busy or self._closed or self._streaming is not _WHOLE:
             return
         asked = self._head
         self.busy = False
@@ -152,13 +180,75 @@ class Connection(asyncio.Protocol):
             out.append(_KEEP_ALIVE if asked.say_keep_alive else _END)
         if asked is None or asked.method != "HEAD":
             out.extend(body)
+        if self._stepping:
+            return
+        if collect is not None:
+            collect(self)
+        else:
+            self._step()
+
+    def begin(self, head: bytes, flow: Flow) -> None:
+        """Begin an answer that comes in pieces. `head` has neither a length nor its closing empty line.
+
+        `flow` hears how the client reads. HTTP/1.0 knows no chunks: there the answer ends with the connection.
+        """
+        asked = self._head
+        if not self.busy or self._closed or asked is None:
+            return
+        self._flow = flow
+        self._streaming = _CHUNKS if asked.modern else _TO_THE_END
+        self._last = not (asked.modern and asked.keep_alive) or self._owner.draining
+        coding = _CHUNKED if asked.modern else b""
+        self._out.append(head + coding + (_CLOSE if self._last else _END))
+
+    def send(self, piece: bytes) -> None:
+        """One more piece of the answer, not empty. It is written by the next `flush`."""
+        if self._streaming is _CHUNKS:
+            self._out.append(b"%x\r\n%b\r\n" % (len(piece), piece))
+        elif self._streaming is _TO_THE_END:
+            self._out.append(piece)
+
+    def finish(self) -> None:
+        """The answer that was begun is complete."""
+        if self._streaming is _WHOLE or self._closed:
+            return
+        # Even an end without bytes is something to flush: the connection closes with it.
+        self._out.append(_LAST_CHUNK if self._streaming is _CHUNKS else b"")
+        self._streaming = _WHOLE
+        self._flow = None
+        self.busy = False
+        self._head = None
+        self._last = self._last or self._owner.draining
         if not self._stepping:
             self._step()
 
-    def fail(self, status: int, message: str) -> None:
-        """Answer with an error in Triton's form."""
+    def flush(self) -> None:
+        """Write what has been collected, and go on with what has arrived."""
+        if not self._stepping:
+            self._step()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def unread(self) -> int:
+        """Bytes that were written and that the client has not taken yet."""
+        return self._transport.get_write_buffer_size()
+
+    def abort(self) -> None:
+        """Cut the connection now; what was not written is lost, so that no client takes half an answer for a whole."""
+        if not self._closed:
+            self._out.clear()
+            self._transport.abort()
+
+    def fail(self, status: int, message: str, more: bytes = b"") -> None:
+        """Answer with an error in Triton's form. `more` are further header lines."""
         body = error_body(message)
-        self.respond(head_of(status, "application/json", len(body)), (body,))
+        self.respond(head_of(status, "application/json", len(body)) + more, (body,))
+
+    def asked(self, header: str) -> str:
+        """A header, by its lower-case name, of the request that was handed over last; empty when it is absent."""
+        return self._head.headers.get(header, "") if self._head is not None else ""
 
     # ---- requests
 
@@ -210,9 +300,9 @@ class Connection(asyncio.Protocol):
         body = self._body = body_of(head.length, head.limit)
         if start < len(buffer):
             return self._fill(body)
-        self._quiet_since = now()
         if head.awaits_continue:
             self._transport.write(_CONTINUE)
+        self._await_body(body)
         return False
 
     def _await_head(self, buffer: bytes, at: int) -> bool:
@@ -231,12 +321,32 @@ class Connection(asyncio.Protocol):
         """Give the body what has come of it. False when more bytes are needed."""
         self._at = body.feed(self._buffer, self._at)
         if not body.complete:
-            self._quiet_since = now()
+            self._await_body(body)
             return False
         self._body = None
         if self._head is not None:
             self._hand_over(self._head, body.take())
         return True
+
+    def _await_body(self, body: Body) -> None:
+        self._quiet_since = now()
+        if isinstance(body, SizedBody) and body.missing >= LARGE:
+            self._filler = Filler(self._transport, self, body.room, self._filled)
+
+    def _filled(self, size: int) -> None:
+        """So many bytes of the body have come to where they belong."""
+        body, filler = self._body, self._filler
+        if isinstance(body, SizedBody):
+            self._quiet_since = now()
+            body.filled(size)
+            if not body.complete:
+                return
+        if filler is not None:
+            self._filler = None
+            filler.restore()
+        self._body = None
+        if isinstance(body, SizedBody) and self._head is not None:
+            self._hand_over(self._head, body.take())
 
     def _hand_over(self, head: Head, body: Buffer) -> None:
         self._quiet_since = 0.0
@@ -302,7 +412,7 @@ class Connection(asyncio.Protocol):
                 self._transport.write(b"".join(out))
             else:
                 self._transport.writelines(out)
-            if self._last:
+            if self._last and not self.busy:
                 self._finish()
 
     def _pause(self) -> None:

@@ -7,6 +7,7 @@ An `Application` makes streams of header lists; a stream is told of its data and
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 
 from conch.transport import http2_frames as h2
 from conch.transport.bridge import Bridge
+from conch.transport.filler import LARGE, Filler
 from conch.transport.http2_control import CONTROL
 from conch.transport.http2_frames import (
     ACK,
@@ -32,6 +34,7 @@ from conch.transport.http2_frames import (
 from conch.transport.http2_headers import BlockAssembly, Header, HeaderBlocks, content_length, fault, trailer_fault
 from conch.transport.http2_limits import Budget, Limits
 from conch.transport.http2_send import Sender, SendingStream, SendState
+from conch.transport.http2_upkeep import Step, Upkeep
 from conch.types.tensor import Buffer
 
 #: What the application keeps per connection.
@@ -57,11 +60,31 @@ class Stream(SendingStream, Protocol):
     idle_since: float
     sending: SendState | None
 
+    @property
+    def full(self) -> bool:
+        """The stream takes no more for now: its window is not returned before it asks for it (`return_window`)."""
+
+    @property
+    def resting(self) -> bool:
+        """The peer owes nothing just now and may be silent."""
+
     def receive(self, buffer: Buffer, start: int, stop: int, ended: bool) -> None:
         """`buffer[start:stop]` arrived; with `ended` it was the last. The buffer is only borrowed."""
 
+    def room(self, size: int) -> memoryview | None:
+        """Memory for the next bytes, at most `size`, if they belong to something large; `filled` follows, or not."""
+
+    def filled(self, size: int, ended: bool) -> None:
+        """So many bytes have been written where `room` pointed; as `receive` otherwise."""
+
     def dropped(self) -> None:
         """The peer or the connection is gone, or the stream broke a rule: nobody waits for an answer."""
+
+
+class DrainingStream(Protocol):
+    """A stream that holds back output of its own until the connection has written."""
+
+    def drained(self) -> None: ...
 
 
 class Opener(Protocol):
@@ -94,10 +117,35 @@ class Connection(asyncio.Protocol, Generic[State]):
     """One peer. `streams` holds those that are open or half-closed; `last_stream` the highest number seen."""
 
     __slots__ = (
-        "_application", "_assembly", "_bridge", "_budget", "_clock",
-        "_left", "_limits", "_marked", "_moved_at", "_parse", "_resets", "_rest", "_rest_ended",
-        "_rest_stream", "_skip", "_stalled_at", "_transport", "_unacked", "blocks", "closing", "greeted", "last_stream",
-        "sender", "state", "streams",
+        "_application",
+        "_assembly",
+        "_bridge",
+        "_budget",
+        "_clock",
+        "_filler",
+        "_left",
+        "_limits",
+        "_marked",
+        "_moved_at",
+        "_parse",
+        "_resets",
+        "_rest",
+        "_rest_ended",
+        "_rest_stream",
+        "_scrap",
+        "_skip",
+        "_stalled_at",
+        "_transport",
+        "_unacked",
+        "blocks",
+        "closing",
+        "draining",
+        "greeted",
+        "last_stream",
+        "sender",
+        "state",
+        "streams",
+        "upkeep",
     )  # fmt: skip
 
     def __init__(
@@ -114,6 +162,9 @@ class Connection(asyncio.Protocol, Generic[State]):
         self.sender = Sender(self.answered)
         self.blocks: HeaderBlocks[Opener, _Request] = HeaderBlocks(self._make, _Request, limits.max_header_list)
         self.streams: dict[int, Stream] = {}
+        #: By their numbers.
+        self.draining: dict[int, DrainingStream] = {}
+        self.upkeep = Upkeep(limits.upkeep, clock(), random.uniform(0.9, 1.1))  # noqa: S311  no secret
         self.last_stream = 0
         self.closing = False
         self._marked = False
@@ -126,6 +177,10 @@ class Connection(asyncio.Protocol, Generic[State]):
         self._skip = 0
         self._rest_stream = 0
         self._rest_ended = False
+        #: Receives the rest of a large frame where it belongs.
+        self._filler: Filler | None = None
+        #: Where bytes of such a frame go for which the stream has no place of its own.
+        self._scrap: Buffer = b""
         self._assembly = BlockAssembly(limits)
         #: Bytes of DATA that we have not yet returned to the connection's window.
         self._unacked = 0
@@ -220,6 +275,9 @@ class Connection(asyncio.Protocol, Generic[State]):
         self._marked = False
         if self.sender.flush():
             self.mark()
+        if self.draining:
+            for stream in list(self.draining.values()):
+                stream.drained()
 
     def answered(self, stream: SendingStream) -> None:
         """The last frame of the answer is in the output. Earns the peer some patience."""
@@ -237,9 +295,21 @@ class Connection(asyncio.Protocol, Generic[State]):
         self.sender.drop(stream)
         stream.dropped()
 
-    def say_goodbye(self) -> None:
+    def return_window(self, stream: Stream) -> None:
+        """`stream` is not full any more: the peer may send again."""
+        if stream.unacked > self._limits.stream_window >> 1 and not stream.ended:
+            self.sender.output.append(h2.window_update(stream.id, stream.unacked))
+            stream.unacked = 0
+            self.mark()
+
+    def received_ping(self) -> None:
+        """Raises ConnectionFault when the peer has pinged too often."""
+        if not self.upkeep.received_ping(self._clock(), self._progress(), len(self.streams)):
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
+
+    def say_goodbye(self, reason: str = "the server is shutting down") -> None:
         """Ask the peer to open no more streams; those that are on their way are still answered (RFC 9113 6.8)."""
-        self.sender.output.append(h2.goaway(MAX_31, ErrorCode.NO_ERROR, "the server is shutting down"))
+        self.sender.output.append(h2.goaway(MAX_31, ErrorCode.NO_ERROR, reason))
         self.mark()
 
     def shut(self, code: ErrorCode, reason: str = "") -> None:
@@ -266,6 +336,8 @@ class Connection(asyncio.Protocol, Generic[State]):
         timeout = self._limits.timeout
         if self._stalled_at and now - self._stalled_at > timeout:
             self.abort()
+            return
+        if not self.closing and self._upkeep(now, self._moved_at == 0.0):
             return
         if self._moved_at == 0.0:
             self._moved_at = now
@@ -423,9 +495,43 @@ class Connection(asyncio.Protocol, Generic[State]):
             stop = min(size, at + self._skip)
             self._skip -= stop - at
             at = stop
+        if self._rest >= LARGE and at == size:
+            self._fill()
         return at
 
-    def _deliver(self, data: bytes, start: int, stop: int, ended: bool) -> None:
+    def _fill(self) -> None:
+        """Have the rest of the frame received where it belongs, if its stream knows."""
+        if self._room() is not None and self._transport is not None and not self.closing:
+            self._filler = Filler(self._transport, self, self._next_room, self._filled)
+
+    def _room(self) -> memoryview | None:
+        stream = self.streams.get(self._rest_stream)
+        return None if stream is None or stream.ended else stream.room(self._rest)
+
+    def _next_room(self) -> memoryview:
+        room = self._room()
+        self._scrap = b"" if room is not None else bytearray(min(self._rest, LARGE))
+        return memoryview(self._scrap) if room is None else room
+
+    def _filled(self, size: int) -> None:
+        self._moved_at = 0.0
+        self._rest -= size
+        filler = self._filler
+        if self._rest == 0 and filler is not None:
+            self._filler = None
+            filler.restore()
+        ended = self._rest_ended and self._rest == 0
+        if self._scrap:
+            self._deliver(self._scrap, 0, size, ended=ended)
+            self._scrap = b""
+        elif (stream := self.streams.get(self._rest_stream)) is not None and not stream.ended:
+            stream.idle_since = 0.0
+            stream.ended = ended
+            stream.filled(size, ended)
+        if self.sender.output:
+            self.mark()
+
+    def _deliver(self, data: Buffer, start: int, stop: int, ended: bool) -> None:
         # Looked up each time: between two pieces of a frame the stream may have been answered or reset.
         stream = self.streams.get(self._rest_stream)
         if stream is not None and not stream.ended:
@@ -441,7 +547,7 @@ class Connection(asyncio.Protocol, Generic[State]):
         window = self._limits.stream_window
         if stream.unacked > window:
             self.reset(stream, ErrorCode.FLOW_CONTROL_ERROR)
-        elif stream.unacked > window >> 1:
+        elif stream.unacked > window >> 1 and not stream.full:
             self.sender.output.append(h2.window_update(stream.id, stream.unacked))
             stream.unacked = 0
 
@@ -544,12 +650,32 @@ class Connection(asyncio.Protocol, Generic[State]):
             self.sender.drop(stream)
             stream.dropped()
 
+    def _progress(self) -> object:
+        """Changes when we send data and when the peer opens a stream."""
+        return self.sender.window, self.sender.made, self.last_stream
+
+    def _upkeep(self, now: float, heard: bool) -> bool:
+        """True when the connection is at its end."""
+        step = self.upkeep.check(now, heard, self._progress(), len(self.streams))
+        if step is Step.PING:
+            self.sender.output.append(h2.frame(h2.PING, 0, 0, b"conch\0\0\0"))
+        elif step is Step.GOODBYE:
+            self.say_goodbye("max_age")
+        elif step is Step.CLOSE:
+            self.shut(ErrorCode.NO_ERROR, "max_age")
+            return True
+        elif step is Step.GIVE_UP:
+            self.abort()
+            return True
+        return False
+
     def _check_streams(self, now: float) -> None:
         timeout = self._limits.timeout
         # An answer that waits for its reader is only in the way when there are many.
         crowded = self.sender.pending > self._limits.max_pending >> 2
         for stream in list(self.streams.values()):
-            if stream.ended and not (crowded and stream.sending is not None):
+            blocked = stream.sending is not None and stream.sending.size
+            if (stream.ended or stream.resting) and not (crowded and blocked):
                 continue
             if stream.idle_since == 0.0:
                 stream.idle_since = now

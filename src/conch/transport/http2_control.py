@@ -74,6 +74,7 @@ def ping(connection: Connection[Any], flags: int, number: int, payload: bytes) -
         raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "PING must have 8 bytes")
     connection.spend()
     if not flags & ACK:
+        connection.received_ping()
         connection.sender.output.append(h2.frame(h2.PING, ACK, 0, payload))
 
 

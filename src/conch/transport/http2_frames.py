@@ -54,6 +54,7 @@ class ErrorCode(IntEnum):
     COMPRESSION_ERROR = 9
     CONNECT_ERROR = 10
     ENHANCE_YOUR_CALM = 11
+    INADEQUATE_SECURITY = 12
 
 
 class ConnectionFault(Exception):  # noqa: N818  RFC 9113 5.4.1 calls it a connection error, which Python means otherwise

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from conch.transport.http2_upkeep import UpkeepRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,7 @@ class Limits:
     max_pending: int = 256 << 20
     #: A frame, a header block, a request or an answer that makes no progress for so long is given up.
     timeout: float = 60.0
+    upkeep: UpkeepRules = field(default_factory=UpkeepRules)
 
 
 class Budget:

@@ -10,6 +10,7 @@ from typing import Final
 
 from conch.transport.heads import Head, HeadCache
 from conch.transport.http1 import Connection
+from conch.transport.tls import Certificates, server_arguments
 from conch.types.tensor import Buffer
 
 #: Connections that wait to be accepted.
@@ -27,8 +28,8 @@ class Listener:
     """
 
     __slots__ = (
-        "_address", "_connections", "_lost", "_reuse_port", "_server", "_sweep", "_timeout", "draining", "handle",
-        "heads", "port",
+        "_address", "_connections", "_lost", "_reuse_port", "_server", "_sweep", "_timeout", "_tls", "draining",
+        "handle", "heads", "port",
     )  # fmt: skip
 
     def __init__(
@@ -41,6 +42,7 @@ class Listener:
         lost: Callable[[Connection], None],
         timeout: float,
         reuse_port: bool = False,
+        tls: Certificates | None = None,
     ) -> None:
         self._address = address
         self.port = port
@@ -50,6 +52,7 @@ class Listener:
         #: Seconds that a client may take between two signs of life within a request.
         self._timeout = timeout
         self._reuse_port = reuse_port
+        self._tls = tls
         self.draining = False
         self._connections: set[Connection] = set()
         self._server: asyncio.Server | None = None
@@ -60,7 +63,10 @@ class Listener:
         loop = asyncio.get_running_loop()
         sock = listen(self._address, self.port, reuse_port=self._reuse_port)
         self.port = sock.getsockname()[1]
-        self._server = await loop.create_server(lambda: Connection(self), sock=sock, backlog=BACKLOG)
+        more = server_arguments(self._tls, self._timeout)
+        self._server = await loop.create_server(lambda: Connection(self), sock=sock, backlog=BACKLOG, **more)
+        if self._tls is not None:
+            self._tls.watch()
         self._plan_sweep(loop)
 
     def stop_accepting(self) -> None:
@@ -81,6 +87,8 @@ class Listener:
         self.stop_accepting()
         if self._sweep is not None:
             self._sweep.cancel()
+        if self._tls is not None:
+            self._tls.close()
         for connection in list(self._connections):
             connection.close()
         # The transports close at the end of this tick.

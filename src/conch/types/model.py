@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conch.types.dtype import DataType
@@ -17,6 +18,8 @@ class TensorSpec:
     optional: bool = False
     #: The shape that the backend sees instead of `dims`, where the config says `reshape`; None elsewhere.
     reshape: tuple[int, ...] | None = None
+    #: What the values of an output stand for, by index, for classification; empty without a label file.
+    labels: Sequence[bytes] = ()
 
 
 @dataclass(frozen=True, slots=True)

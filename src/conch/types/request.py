@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from conch.types.error import InferError
+from conch.types.flow import Flow
 from conch.types.tensor import Buffer
 
 if TYPE_CHECKING:
@@ -43,12 +44,24 @@ class RequestHead:
     inputs: Sequence[InputHead] = ()
     outputs: Sequence[str] = ()
     parameters: dict[str, Parameter] = field(default_factory=dict)
+    #: Whether priority, timeout and sequence_* among the parameters steer the server; else they too are the model's.
+    steers: bool = True
 
 
 class Submit(Protocol):
     """The door of a model's scheduler. After it returns the request is the scheduler's; if it raises, it is yours."""
 
     def __call__(self, request: InferRequest, /) -> None: ...
+
+
+class Withdraw(Protocol):
+    """The other door of a model's scheduler, see `RequestForm.withdraw`."""
+
+    def __call__(self, request: InferRequest, /) -> None: ...
+
+
+def _keep(request: InferRequest, /) -> None:
+    """For forms whose scheduler has no queue to leave."""
 
 
 @dataclass(slots=True, eq=False)
@@ -96,6 +109,10 @@ class RequestForm:
     has_bytes: bool = False
     #: True when the model may answer any number of times (its transaction policy is decoupled).
     decoupled: bool = False
+    #: Tells the scheduler that nobody waits for the request any more: it sets `cancelled`; a request that waits leaves
+    #: the queue in this loop tick (its sink gets CANCELLED), one that runs lets its model see `is_cancelled()`, and
+    #: nothing happens to one that is settled. Only on the loop's thread, any number of times.
+    withdraw: Withdraw = _keep
     #: What codecs and workers remember about this form (encoded response heads and the like); lost with the form.
     memo: dict[Any, Any] = field(default_factory=dict)
 
@@ -104,7 +121,8 @@ class ResponseSink(Protocol):
     """Where answers go. Any thread may call, it never blocks and never raises.
 
     Each request gets zero or more `reply` calls and exactly one final one (`final=True`, or `fail`). The final reply of
-    a decoupled model may be `types.response.FINAL`, which brings no response of its own. Calls after the final one are
+    a decoupled model may be `types.response.FINAL`, which brings no response of its own; one that is not final may be
+    a `FailedResponse`. Calls after the final one are
     a bug of the caller; a sink whose client has left swallows everything.
     """
 
@@ -120,7 +138,10 @@ class InferRequest:
     transport when nobody waits any more (any thread may set it, it is never reset).
     """
 
-    __slots__ = ("cancelled", "data", "deadline_ns", "expires_ns", "form", "id", "queued_ns", "received_ns", "sink")
+    __slots__ = (
+        "cancelled", "data", "deadline_ns", "expires_ns", "flow", "form", "id", "queued_ns", "received_ns", "sink",
+        "trace",
+    )  # fmt: skip
 
     def __init__(
         self, form: RequestForm, id: str, data: tuple[Buffer, ...], sink: ResponseSink, received_ns: int
@@ -135,7 +156,11 @@ class InferRequest:
         self.deadline_ns = 0
         #: When nobody waits for an answer any more (the client's deadline); 0 for never. Set before it is submitted.
         self.expires_ns = 0
+        #: How fast the stream that the answers go to is read; None where there is one answer. Set before submitting.
+        self.flow: Flow | None = None
         self.cancelled = False
+        #: What is noted of the request (`observe.trace.Trace`); None for those that are not traced.
+        self.trace: Any = None
 
     def __repr__(self) -> str:
         return f"InferRequest({self.form.head.model_name!r}, id={self.id!r}, rows={self.form.rows})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from conch.types.error import InferError
 from conch.types.request import Parameter
 from conch.types.tensor import Tensor
 
@@ -20,6 +21,16 @@ class InferResponse:
 
     def __repr__(self) -> str:
         return f"InferResponse({list(self.outputs)!r})"
+
+
+class FailedResponse(InferResponse):
+    """One of the answers of a decoupled model: an error, after which more may follow."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: InferError) -> None:
+        super().__init__(())
+        self.error = error
 
 
 #: Ends a request whose last response has gone already: known by its identity, it has nothing to show.

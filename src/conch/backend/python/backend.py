@@ -11,7 +11,6 @@ from conch.backend.python.process import Launch, WorkerProcess, verbose
 from conch.backend.python.settings import Settings, interpreter, read_settings
 from conch.observe.stats import ModelStats
 from conch.pb.model_config_pb2 import ModelConfig
-from conch.types.error import unsupported
 from conch.types.model import ModelSpec
 
 
@@ -32,12 +31,6 @@ class PythonBackend:
     def load(
         self, config: ModelConfig, spec: ModelSpec, files: ModelFiles, host: Host, stats: ModelStats
     ) -> PythonModel:
-        if spec.decoupled:
-            raise unsupported(
-                f"model '{spec.name}' uses the decoupled transaction policy, which the Python backend does not "
-                "support yet",
-                "remove model_transaction_policy { decoupled: true } if each request gets exactly one response",
-            )
         settings = read_settings(host.settings)
         interpreter(config, files)
         return PythonModel(config, spec, files, host, stats, settings)
@@ -103,6 +96,7 @@ def _launch(
         "repository": str(files.directory),
         "instance": instance,
         "complete": complete,
+        "decoupled": config.model_transaction_policy.decoupled,
         "verbose": verbose(),
         "arguments": arguments,
     }

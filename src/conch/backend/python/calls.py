@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from conch.backend.python.channel import ANSWER, AREA, CALL_HEAD, CANCELLED, INLINE, LOG, Readable
+from conch.backend.python.outbox import Outbox
 
 #: For this long an answer of the server to "is this request cancelled?" is good.
 _FRESH_NS = 1_000_000
@@ -26,6 +27,12 @@ class Calls:
         self._lock = threading.RLock()
         #: Whether the server's log shows verbose messages.
         self.verbose = False
+        #: The way of the responses, where the model is decoupled.
+        self.outbox: Outbox | None = None
+
+    def stream(self) -> None:
+        """The model is decoupled. From now on what the server says on this socket is heard by the outbox alone."""
+        self.outbox = Outbox(self._socket)
 
     def log(self, level: int, file: str, line: int, message: str) -> None:
         if len(message) > _LONGEST_LINE:
@@ -53,10 +60,12 @@ class Calls:
         self._send_file(AREA, 0, 0, descriptor, 0, 0)
 
     def cancelled(self, sequence: int, index: int) -> bool:
+        if self.outbox is not None:
+            return self.outbox.cancelled(sequence, index)
         with self._lock:
             self._send(CANCELLED, 0, sequence, index, b"")
             try:
-                return self._socket.recv(1) == b"\1"
+                return self._socket.recv(2)[1:] == b"\1"
             except OSError:
                 return True
 

@@ -25,8 +25,11 @@ ALIGN = 64
 START, EXECUTE, PROBE, STOP = 1, 2, 3, 4
 # Kinds of messages to the server, on the main socket.
 READY, REFUSED, COMPLETED, DONE, STATE = 17, 18, 19, 20, 21
-# Kinds of messages to the server, on the calls socket. Only CANCELLED is answered, with one byte.
-LOG, ANSWER, AREA, CANCELLED = 33, 34, 35, 36
+# Kinds of messages to the server, on the calls socket. CANCELLED is answered with TOLD, RESPONSES with READ, sooner or
+# later.
+LOG, ANSWER, AREA, CANCELLED, RESPONSES = 33, 34, 35, 36, 37
+# Kinds of messages to the worker, on the calls socket. TOLD is followed by one byte, 1 for yes.
+TOLD, READ = 49, 50
 
 # Flags of EXECUTE and DONE.
 #: The meta lies at the start of the area, not in the packet.
@@ -48,7 +51,21 @@ DONE_HEAD = struct.Struct("<BBxxIIIQQqq")
 #: kind, flags, sequence of the batch, index in the batch, bytes of meta, bytes of data (ANSWER and CANCELLED).
 CALL_HEAD = struct.Struct("<BBxxIIIQ")
 
+#: kind, RESPONSES packets read; then for each request whose responses were taken its key and their bytes.
+READ_HEAD = struct.Struct("<BxxxI")
+READ_ENTRY = struct.Struct("<QQ")
+
+#: So many bytes of a request's responses may be under way; its sender waits beyond that.
+WINDOW = 4 << 20
+#: What a response counts for on top of its contents.
+RESPONSE_COST = 256
+
 Readable = bytes | bytearray | memoryview
+
+
+def key_of(sequence: int, index: int) -> int:
+    """What the two sides call the request at `index` of batch `sequence` of a decoupled model."""
+    return sequence << 32 | index
 
 
 def aligned(position: int) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +30,7 @@ from conch.backend.python.channel import (
 )
 from conch.backend.python.errors import words
 from conch.backend.python.request import Batch, Form, incoming
+from conch.backend.python.stream import Stream
 from conch.backend.python.tensor import BYTES
 
 _HEAD = EXECUTE_HEAD.size
@@ -49,6 +51,8 @@ class Executor:
         self._forms: dict[int, Form] = {}
         self._answers = Answers()
         self._loop: asyncio.AbstractEventLoop | None = None
+        #: Runs the coroutines of a decoupled model, which go on while other batches come.
+        self._background: asyncio.AbstractEventLoop | None = None
         self._unused = _references([np.zeros(1)])
 
     def execute(self, packet: bytes) -> bytes:
@@ -79,7 +83,7 @@ class Executor:
             batch.forms = [self._forms[slot] for slot in meta["numbers"]]
             rows(batch, source, begin, size, meta["lengths"], bases)
         input_end = _now()
-        reply, output_start = self._answer(batch, count)
+        reply, output_start = (self._answer if calls.outbox is None else self._stream)(batch, count)
         flags, tail = self._lay(reply)
         # From here on, whoever holds a view of the inputs is the model.
         reply.parts = ()
@@ -123,8 +127,56 @@ class Executor:
         except (Exception, SystemExit) as error:  # noqa: BLE001  whatever the model's code raises
             output_start = _now()
             text = words(error)
-        text = f"Failed to process the request(s) for model '{self._instance}', message: {text}"
-        return refusal(text), output_start
+        return refusal(self._failure(text)), output_start
+
+    def _stream(self, batch: Batch, count: int) -> tuple[Reply, int]:
+        """Of a decoupled model: the answers go their own way, this reply says that the next batch may come."""
+        outbox = self._calls.outbox
+        assert outbox is not None
+        streams = batch.open(count)
+        text = ""
+        try:
+            result = self._run(incoming(batch, count))
+            if result is not None and inspect.isawaitable(result):
+                self._start(result, streams)
+            elif result is not None:
+                text = (
+                    f"Python model '{self._instance}' is using the decoupled mode and the execute function must "
+                    "return None."
+                )
+        except (Exception, SystemExit) as error:  # noqa: BLE001  whatever the model's code raises
+            text = words(error)
+        output_start = _now()
+        # What was sent before comes first.
+        outbox.flush()
+        if not text:
+            return Reply(0, 0, {}, (), 0), output_start
+        for stream in streams:
+            stream.closed = True
+        return refusal(self._failure(text)), output_start
+
+    def _failure(self, text: str) -> str:
+        return f"Failed to process the request(s) for model '{self._instance}', message: {text}"
+
+    def _start(self, awaitable: Any, streams: Sequence[Stream]) -> None:
+        """A decoupled model's coroutine runs while further batches come; all share one loop, in a thread of its own."""
+        if self._background is None:
+            self._background = asyncio.new_event_loop()
+            threading.Thread(target=self._background.run_forever, name="async execute", daemon=True).start()
+
+        async def run() -> None:
+            try:
+                result = await awaitable
+                text = "" if result is None else "the execute function of a decoupled model must return None."
+            except (Exception, SystemExit) as error:  # noqa: BLE001  whatever the model's code raises
+                text = words(error)
+            if text:
+                text = self._failure(text)
+                self._calls.log(2, "model.py", 0, text)
+                for stream in streams:
+                    stream.fail(text)
+
+        asyncio.run_coroutine_threadsafe(run(), self._background)
 
     def _finish(self, awaitable: Any) -> Any:
         """Coroutines of one instance share a loop."""

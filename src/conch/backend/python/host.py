@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,8 +15,9 @@ from conch.backend.python.channel import DONE_HEAD, Area
 from conch.backend.python.message import Messages
 from conch.backend.python.process import Call, Launch, WorkerProcess, verbose
 from conch.backend.python.reply import Failure, Outcome, Replies
+from conch.backend.python.responders import Responders
 from conch.backend.python.supervise import Backoff
-from conch.observe.stats import ModelStats
+from conch.observe.stats import Execution, ModelStats
 from conch.types.error import InferError, internal, unavailable
 from conch.types.model import ModelSpec
 from conch.types.request import InferRequest
@@ -26,6 +28,10 @@ _now = time.monotonic_ns
 FINALIZE, READY, EXIT = 10.0, 5.0, 1.0
 #: How long the loop may take to let go of a worker, in seconds.
 LOOP = 10.0
+#: So many messages of a worker are read before the loop looks at its other work.
+_CALLS = 64
+#: When to speak again to a worker that did not listen, in seconds.
+_AGAIN = 0.01
 
 
 class PythonInstance:
@@ -33,6 +39,8 @@ class PythonInstance:
 
     When the worker dies, the batch it had fails and a thread starts a new one. Until that is up, the instance takes no
     batch; when restarts keep failing, it takes batches and refuses them, so that no request waits for ever.
+
+    The requests of a decoupled model stay open beyond their batch, in `_responders` (None for other models).
     """
 
     def __init__(self, spec: ModelSpec, stats: ModelStats, loop: asyncio.AbstractEventLoop, launch: Launch) -> None:
@@ -54,6 +62,9 @@ class PythonInstance:
         #: Times of the DONE message that has come while answers from response senders are awaited.
         self._times: tuple[int, int] | None = None
         self._trouble: InferError | None = None
+        self._responders = Responders(spec.name, stats, self._tell) if spec.decoupled else None
+        self._execution: Execution | None = None
+        self._deaf = False
         #: What the model said of itself last, and when it was asked (0: it is not being asked).
         self._says_ready = True
         self._asked = 0.0
@@ -79,6 +90,14 @@ class PythonInstance:
         elif self._trouble is not None:
             self._fail(self._trouble)
             self._rest()
+
+    def open(self) -> int:
+        """Requests of earlier batches that the model has not finished answering. Any thread."""
+        if self._responders is None:
+            return 0
+        batch = self._batch
+        # Those of a batch that executes may be answered already.
+        return max(0, len(self._responders) - len(batch)) if batch is not None else len(self._responders)
 
     def ready(self) -> bool:
         """Whether a worker is up and, where the model has `is_ready`, what it answered last. Any thread."""
@@ -113,6 +132,8 @@ class PythonInstance:
             self._fail(internal(f"Failed to pass the request(s) to model instance '{self._launch.instance}': {error}"))
             self._rest()
             return
+        if self._responders is not None:
+            self._execution = self._responders.begin(batch, sequence, self._begun_ns)
         try:
             worker.main.send(packet)
         except OSError:
@@ -139,15 +160,16 @@ class PythonInstance:
         batch = self._batch
         if batch is None or head[2] != self._sequence:
             return
+        if self._responders is not None:
+            self._executed(packet, head, batch)
+            return
         if head[1] & channel.KEPT:
             self._called()
         try:
             outcomes = self._replies.settle(packet, head, batch)
         except Exception as failure:  # noqa: BLE001  the model has a say in what is decoded here
             self._called()
-            text = str(failure) if isinstance(failure, Failure) else f"its answer cannot be read: {failure!r}"
-            name = self._launch.instance
-            error = internal(f"Failed to process the request(s) for model instance '{name}', message: {text}")
+            error = self._failure(failure)
             self._settle_rest(batch, [error] * len(batch), head[7], head[8])
             return
         if outcomes is None:
@@ -156,6 +178,28 @@ class PythonInstance:
         else:
             self._called()
             self._settle_rest(batch, outcomes, head[7], head[8])
+
+    def _executed(self, packet: bytes, head: Sequence[int], batch: Sequence[InferRequest]) -> None:
+        """A decoupled model has returned from `execute`: its requests stay open, and the next batch may come."""
+        responders, execution = self._responders, self._execution
+        assert responders is not None
+        assert execution is not None
+        # What was sent before counts, if all fails now.
+        self._called()
+        self._stats.ran(batch, execution, head[7], head[8], _now())
+        try:
+            self._replies.check(packet, head)
+        except Exception as failure:  # noqa: BLE001  the model has a say in what is decoded here
+            responders.fail(self._failure(failure), self._sequence)
+        self._rest()
+
+    def _failure(self, failure: Exception) -> InferError:
+        if self._responders is not None and isinstance(failure, Failure):
+            # Triton adds nothing to the worker's text for decoupled models.
+            return internal(str(failure))
+        text = str(failure) if isinstance(failure, Failure) else f"its answer cannot be read: {failure!r}"
+        name = self._launch.instance
+        return internal(f"Failed to process the request(s) for model instance '{name}', message: {text}")
 
     def _settle_rest(
         self, batch: Sequence[InferRequest], outcomes: Sequence[Outcome], input_end: int, output_start: int
@@ -187,6 +231,10 @@ class PythonInstance:
         batch = self._batch
         if batch is None:
             return
+        if self._execution is not None and self._responders is not None:
+            self._responders.fail(error, self._sequence)
+            self._forget_batch()
+            return
         now = _now()
         for index, request in enumerate(batch):
             if index not in self._outcomes:
@@ -200,6 +248,7 @@ class PythonInstance:
     def _forget_batch(self) -> None:
         self._batch = None
         self._times = None
+        self._execution = None
         if self._outcomes:
             self._outcomes = {}
 
@@ -212,12 +261,34 @@ class PythonInstance:
 
     # ---- what the worker says on its own
 
-    def _called(self) -> None:
+    def _called(self, most: int = sys.maxsize) -> None:
         worker = self._worker
         if worker is None:
             return
-        for call in worker.read_calls():
+        for call in worker.read_calls(most):
             self._heed(worker, call)
+        if self._responders is not None:
+            self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        self._deaf = False
+        if self._responders is not None and not self._responders.acknowledge():
+            self._deaf = True
+
+    def _tell(self, packet: bytes) -> bool:
+        """Whether the worker has taken `packet`; if not, everything is said again soon."""
+        worker = self._worker
+        if worker is None:
+            return True
+        try:
+            worker.calls.send(packet)
+        except BlockingIOError:
+            if not self._deaf:
+                self._loop.call_later(_AGAIN, self._acknowledge)
+            return False
+        except OSError:
+            """The worker is dying."""
+        return True
 
     def _heed(self, worker: WorkerProcess, call: Call) -> None:
         batch = self._batch
@@ -225,10 +296,20 @@ class PythonInstance:
         if call.kind == channel.AREA and call.descriptor >= 0:
             worker.inputs.close()
             worker.inputs = self._messages.area = Area(call.descriptor, self._launch.settings.shm_growth)
-        elif call.kind == channel.CANCELLED:
-            gone = not current or batch is None or batch[call.index].cancelled
+        elif call.kind == channel.RESPONSES and self._responders is not None:
             try:
-                worker.calls.send(b"\1" if gone else b"\0")
+                packet = self._replies.lines(call.meta, call.data)
+            except Exception as failure:  # noqa: BLE001  the model has a say in what is decoded here
+                self._responders.fail(self._failure(failure))
+            else:
+                self._responders.deliver(packet)
+        elif call.kind == channel.CANCELLED:
+            if self._responders is not None:
+                gone = self._responders.cancelled(call.sequence, call.index)
+            else:
+                gone = not current or batch is None or batch[call.index].cancelled
+            try:
+                worker.calls.send(bytes((channel.TOLD, gone)))
             except OSError:
                 """The worker is dying."""
         elif call.kind == channel.ANSWER and current and batch is not None and call.index not in self._outcomes:
@@ -270,7 +351,7 @@ class PythonInstance:
         self._reviver = None
         add = self._loop.add_reader
         add(worker.main.fileno(), self._readable)
-        add(worker.calls.fileno(), self._called)
+        add(worker.calls.fileno(), self._called, _CALLS)
         add(worker.stderr, self._complained, worker)
         add(worker.pidfd, self._died, worker)
         if self._has_ready:
@@ -297,7 +378,10 @@ class PythonInstance:
         self._called()
         self._alive = False
         self._detach()
-        self._fail(internal(worker.bury()))
+        error = internal(worker.bury())
+        self._fail(error)
+        if self._responders is not None:
+            self._responders.forget(error)
         if self._closing.is_set():
             return
         pause = self._backoff.died(time.monotonic())
@@ -336,6 +420,8 @@ class PythonInstance:
         self._alive = False
         self._trouble = unavailable(f"model instance '{self._launch.instance}' is closed")
         self._fail(self._trouble)
+        if self._responders is not None:
+            self._responders.forget(self._trouble)
         self._rest()
 
     def _hand_over(self, handed: Future[WorkerProcess | None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -148,7 +149,8 @@ class Messages:
                 for spec, shape in zip(inputs, form.backend_shapes, strict=True)
             ],
             "outputs": self._every_output if form.outputs is None else form.outputs,
-            "parameters": form.parameters or {},
+            # Not finite numbers are no JSON to msgspec; the worker reads with Python's own module, which takes them.
+            "parameters": msgspec.Raw(json.dumps(form.parameters or {}).encode()),
             "timeout": form.timeout_us,
             "correlation_id": given.get("sequence_id", 0),
             "flags": flags,

@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -129,10 +130,10 @@ class WorkerProcess:
         except OSError:
             return b""
 
-    def read_calls(self) -> Iterator[Call]:
-        """The waiting messages of the calls socket; log lines are dealt with here."""
+    def read_calls(self, most: int = sys.maxsize) -> Iterator[Call]:
+        """The waiting messages of the calls socket, no more than `most`; log lines are dealt with here."""
         head = channel.CALL_HEAD
-        while True:
+        for _ in range(most):
             try:
                 packet, descriptors, _, _ = socket.recv_fds(self.calls, channel.PACKET, 1)
             except (BlockingIOError, OSError):
@@ -145,7 +146,7 @@ class WorkerProcess:
                 continue
             body = packet[head.size :]
             descriptor = descriptors[0] if descriptors else -1
-            if kind == channel.ANSWER and descriptor >= 0:
+            if kind in {channel.ANSWER, channel.RESPONSES} and descriptor >= 0:
                 with open(descriptor, "rb") as file:  # noqa: PTH123  a descriptor, no path
                     file.seek(0)
                     body = file.read()

@@ -9,7 +9,7 @@ import msgspec
 
 from conch.backend.python.channel import DATA_IN_AREA, DONE_HEAD, META_IN_AREA, UNIFORM, Area, aligned
 from conch.types.dtype import BY_NUMBER, BYTES, DataType
-from conch.types.error import Code, InferError
+from conch.types.error import Code, InferError, internal
 from conch.types.model import ModelSpec, carry_shape
 from conch.types.request import InferRequest, Parameter
 from conch.types.response import InferResponse
@@ -32,6 +32,28 @@ class Entry(msgspec.Struct):
     error: tuple[int, str] | None = None
 
 
+class Line(msgspec.Struct, array_like=True):
+    """One response of a decoupled model; without outputs and extras it only ends the request."""
+
+    key: int
+    final: bool
+    outputs: list[tuple[str, int, tuple[int, ...], int]] | None
+    #: An `Entry` without outputs, as JSON; empty for none.
+    extras: str
+
+
+class Sent:
+    """A `Line` and its contents. `outcome` None: no response, the request ends. `size` is that of the contents."""
+
+    __slots__ = ("final", "key", "outcome", "size")
+
+    def __init__(self, key: int, final: bool, outcome: InferResponse | InferError | None, size: int) -> None:
+        self.key = key
+        self.final = final
+        self.outcome = outcome
+        self.size = size
+
+
 class Meta(msgspec.Struct):
     """What a DONE message says besides its head: a layout that is new, lengths of BYTES, or entries, or an error."""
 
@@ -48,6 +70,7 @@ Outcome = InferResponse | InferError | None
 
 _decode_meta = msgspec.json.Decoder(Meta).decode
 _decode_entry = msgspec.json.Decoder(Entry).decode
+_decode_lines = msgspec.json.Decoder(list[Line]).decode
 
 
 class Failure(Exception):  # noqa: N818  it is the model's, not the worker's
@@ -94,6 +117,46 @@ class Replies:
         else:
             _several(layout, requests, data, begin, meta.lengths if meta is not None else ())
         return None
+
+    def check(self, packet: bytes, head: Sequence[int]) -> None:
+        """The DONE of a decoupled model, which holds no answers. Raises Failure."""
+        flags, meta_size = head[1], head[5]
+        if meta_size:
+            raw = self._area.view(meta_size) if flags & META_IN_AREA else memoryview(packet)[_HEAD:]
+            meta = _decode_meta(bytes(raw[:meta_size]))
+            if meta.error is not None:
+                raise Failure(meta.error)
+
+    def lines(self, meta: bytes, data: Buffer) -> list[Sent]:
+        """The responses in a packet of a decoupled model."""
+        view = memoryview(data)
+        position = 0
+        found = []
+        for line in _decode_lines(meta):
+            begin = position
+            tensors = []
+            for name, kind, shape, size in line.outputs or ():
+                end = position + size
+                content = bytes(view[position:end]) if size <= _SMALL else view[position:end]
+                tensors.append(Tensor(name, BY_NUMBER[kind], self._shape(name, shape), content))
+                position = end
+            outcome: InferResponse | InferError | None = None
+            if line.extras:
+                outcome = self._with_extras(tensors, line.extras)
+            elif line.outputs is not None:
+                outcome = InferResponse(tensors)
+            found.append(Sent(line.key, line.final, outcome, position - begin))
+        return found
+
+    def _with_extras(self, tensors: list[Tensor], extras: str) -> InferResponse | InferError:
+        try:
+            entry = _decode_entry(extras)
+            if entry.error is not None:
+                code, message = entry.error
+                return InferError(_CODES[code], message)
+        except Exception as failure:  # noqa: BLE001  the model has a say in what is decoded here
+            return internal(f"The response's parameters cannot be read: {failure!r}")
+        return InferResponse(tensors, entry.parameters or None)
 
     def entry(self, meta: bytes, data: bytes) -> Outcome:
         """What became of a request that was answered on its own."""

@@ -9,6 +9,7 @@ from typing import Any
 from conch.backend.python.calls import Calls, Cancellation
 from conch.backend.python.errors import TritonModelException, unsupported
 from conch.backend.python.response import InferenceResponseSender, Turn
+from conch.backend.python.stream import Stream
 from conch.backend.python.tensor import BYTES, NUMPY, Tensor, bytes_input, input_tensor
 
 RELEASE_RESCHEDULE = 2
@@ -49,7 +50,7 @@ class Batch:
     inputs are in `rows[r]` instead.
     """
 
-    __slots__ = ("__weakref__", "calls", "columns", "form", "forms", "ids", "rows", "sequence", "turns")
+    __slots__ = ("__weakref__", "calls", "columns", "form", "forms", "ids", "rows", "sequence", "streams", "turns")
 
     def __init__(self, calls: Calls, sequence: int, ids: Sequence[str] | None) -> None:
         self.calls = calls
@@ -61,6 +62,8 @@ class Batch:
         self.rows: Sequence[Sequence[Any]] = ()
         #: For each request that gave out a response sender, by index.
         self.turns: dict[int, Turn] | None = None
+        #: Of a decoupled model: the open end of each request.
+        self.streams: list[Stream] | None = None
 
     def inputs(self, index: int) -> list[Tensor]:
         form = self.form
@@ -81,7 +84,19 @@ class Batch:
             for (name, kind, _, shape, _), value in zip(form.inputs, values)  # noqa: B905  equal by construction
         ]
 
-    def turn(self, index: int) -> Turn:
+    def open(self, count: int) -> list[Stream]:
+        """The model is decoupled: each of its `count` requests gets an open end."""
+        calls, sequence = self.calls, self.sequence
+        outbox = calls.outbox
+        assert outbox is not None
+        self.streams = [
+            Stream(calls, outbox, sequence, index, (self.form or self.forms[index]).wanted) for index in range(count)
+        ]
+        return self.streams
+
+    def turn(self, index: int) -> Turn | Stream:
+        if self.streams is not None:
+            return self.streams[index]
         if self.turns is None:
             self.turns = {}
         turn = self.turns.get(index)

@@ -12,6 +12,7 @@ from conch.backend.python.tensor import BYTES, Tensor, encode
 
 if TYPE_CHECKING:
     from conch.backend.python.channel import Readable
+    from conch.backend.python.stream import Stream
 
 RESPONSE_FINAL = 1
 _NONE: tuple[Tensor, ...] = ()
@@ -71,6 +72,22 @@ class Turn:
         # Bound here, so that it can be found even when the interpreter is being taken down.
         self._answer = calls.answer
 
+    def send(self, response: InferenceResponse | None, last: bool) -> None:
+        if self.closed:
+            raise TritonModelException("Unable to send response. Response sender has been closed.")
+        if response is not None and self.sent:
+            raise TritonModelException(
+                "Unable to send response. Non-decoupled model cannot send more than one response."
+            )
+        if response is None and not self.sent:
+            raise TritonModelException(
+                "Unable to send response. Non-decoupled model cannot send complete final before sending a response."
+            )
+        if last:
+            self.closed = True
+        if response is not None:
+            self.answer(response)
+
     def answer(self, response: InferenceResponse) -> None:
         entry, parts = describe(response, self.wanted)
         self.sent = True
@@ -83,15 +100,14 @@ class Turn:
 
 
 class InferenceResponseSender:
-    """Answers one request, from any thread, during `execute` or after it returned None for the request."""
+    """Answers one request, from any thread, during `execute` or after it returned None (for the request)."""
 
     __slots__ = ("__weakref__", "_turn")
 
-    def __init__(self, turn: Turn) -> None:
+    def __init__(self, turn: Turn | Stream) -> None:
         self._turn = turn
 
     def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
-        turn = self._turn
         if response is not None and not isinstance(response, InferenceResponse):
             raise TypeError(f"send() takes a pb_utils.InferenceResponse, found {response!r}")
         if flags not in {0, RESPONSE_FINAL}:
@@ -100,20 +116,7 @@ class InferenceResponseSender:
             raise TritonModelException(
                 "Inference Response object must be provided when the response flags is set to zero."
             )
-        if turn.closed:
-            raise TritonModelException("Unable to send response. Response sender has been closed.")
-        if response is not None and turn.sent:
-            raise TritonModelException(
-                "Unable to send response. Non-decoupled model cannot send more than one response."
-            )
-        if response is None and not turn.sent:
-            raise TritonModelException(
-                "Unable to send response. Non-decoupled model cannot send complete final before sending a response."
-            )
-        if flags:
-            turn.closed = True
-        if response is not None:
-            turn.answer(response)
+        self._turn.send(response, bool(flags))
 
     def is_cancelled(self) -> bool:
         """Whether nobody waits for the answer any more."""

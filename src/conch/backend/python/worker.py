@@ -57,6 +57,8 @@ def main(arguments: list[str]) -> None:
     _say(sock, channel.READY, {"is_ready": ready}, outputs)
     gc.collect()
     gc.freeze()
+    if settings["decoupled"]:
+        calls.stream()
     try:
         _serve(sock, Executor(model, settings["instance"], calls, inputs, outputs), model)
     except (BrokenPipeError, ConnectionResetError):

@@ -7,21 +7,25 @@ Answers are likewise put together from bytes made once per form and output shape
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
+from conch.memory.regions import Regions
 from conch.pb import grpc_service_pb2 as pb
+from conch.pb.model_config_pb2 import ModelConfig
 from conch.protocol.v2 import grpc_request as long_way
+from conch.protocol.v2.delivery import Delivery, make_delivery, read_places
 from conch.protocol.v2.grpc_request import RAW_INPUT_CONTENTS, Field, read_varint, unparsable, varint
-from conch.types.error import InferError, invalid
+from conch.protocol.v2.place import Place
+from conch.types.error import InferError, invalid, unsupported
 from conch.types.request import InferRequest, Parameter, RequestForm, RequestHead, ResponseSink
 from conch.types.response import InferResponse
 from conch.types.tensor import Buffer, Tensor
 
 #: Kinds of message remembered per connection.
 _TEMPLATES: Final = 8
-#: Above this many bytes a tensor stays where it arrived.
-_COPY_LIMIT: Final = 65_536
+#: From this many bytes on a tensor stays where it arrived.
+_COPY_LIMIT: Final = 8_192
 #: A head longer than this is not worth remembering: it holds typed data or a long parameter.
 _MAX_TEMPLATE: Final = 16_384
 _MAX_HEADS: Final = 64
@@ -31,6 +35,10 @@ _RAW_INPUT_TAG: Final = 0x3A
 MAX_RESPONSE: Final = 2_147_483_647
 
 
+#: For each input as the client orders them, where in a region it lies; None for those that came with the message.
+Places = Sequence[Place | None]
+
+
 class Plane(Protocol):
     """What the codec asks of the data plane."""
 
@@ -38,15 +46,23 @@ class Plane(Protocol):
     def generation(self) -> int: ...
     def prepare(self, head: RequestHead) -> RequestForm: ...
     def model_ready(self, name: str, version: str) -> bool: ...
+    def config(self, name: str, version: str, /) -> ModelConfig: ...
+    def labels(self, name: str, version: str, output: str, /) -> Sequence[bytes]: ...
 
 
 class Template:
     """The bytes of one kind of message: `prefix`, an id or none, `rest`, and then the raw inputs."""
 
-    __slots__ = ("form", "order", "prefix", "raw", "rest", "single")
+    __slots__ = ("delivery", "form", "order", "places", "prefix", "raw", "rest", "single")
 
-    def __init__(self, form: RequestForm, prefix: bytes, rest: bytes) -> None:
+    def __init__(
+        self, form: RequestForm, prefix: bytes, rest: bytes, places: Places = (), delivery: Delivery | None = None
+    ) -> None:
         self.form = form
+        #: Where inputs lie that are in regions, as the client orders them; None as a whole where no input is.
+        self.places = None if places.count(None) == len(places) else places
+        #: What happens to outputs before they are encoded; None for nothing.
+        self.delivery = delivery
         self.prefix = prefix
         self.rest = rest
         #: For each raw input as the client orders them, its tag and length as bytes, and the length; BYTES: b"", -1.
@@ -56,9 +72,13 @@ class Template:
                 self.raw[place] = (b"\x3a" + varint(size), size)
         #: None where the client's order is the model's.
         self.order = None if form.order == tuple(range(len(form.order))) else form.order
+        if self.places is not None:
+            # What is read from the message is put together with what is read from regions.
+            self.raw = [header for header, place in zip(self.raw, places, strict=True) if place is None]
+            self.order = None
         #: For the commonest kind, one input of fixed size: its size; `rest` then ends with its tag and length.
         self.single = -1
-        if len(self.raw) == 1 and self.raw[0][0]:
+        if len(self.raw) == 1 and self.raw[0][0] and self.places is None:
             header, self.single = self.raw[0]
             self.rest += header
 
@@ -66,61 +86,78 @@ class Template:
 class GrpcCodec:
     """The codec of one connection. Loop thread only."""
 
-    __slots__ = ("_plane", "_templates")
+    __slots__ = ("_plane", "_regions", "_streams", "_templates")
 
-    def __init__(self, plane: Plane) -> None:
+    def __init__(self, plane: Plane, streams: bool = False, regions: Regions | None = None) -> None:
+        """`streams`: for calls that may be answered any number of times, as decoupled models do.
+
+        `regions`: what clients have registered; without them there is nothing to find.
+        """
         self._plane = plane
+        self._regions = regions or Regions(allowed=False)
+        self._streams = streams
         #: Most recently used first.
         self._templates: list[Template] = []
 
     def decode_infer(  # noqa: PLR0912  calls cost more than the work
         self, message: Buffer, sink: ResponseSink, received_ns: int
     ) -> InferRequest:
-        """`message` is `bytes` or, when large, a `bytearray` that the request keeps. Raises InferError."""
+        """`message` is `bytes` or, when large, memory that the request keeps. Raises InferError."""
         templates = self._templates
         if templates:
+            head = message if type(message) is bytes else bytes(message[:_MAX_TEMPLATE])
             generation = self._plane.generation
             for place, template in enumerate(templates):
                 if template.form.generation != generation:
                     templates.clear()
                     break
                 prefix = template.prefix
-                if not message.startswith(prefix):  # type: ignore[union-attr]
+                if not head.startswith(prefix):
                     continue
                 at = len(prefix)
                 request_id = ""
-                if len(message) > at + 1 and message[at] == _ID_TAG:
-                    size = message[at + 1]
+                if len(head) > at + 1 and head[at] == _ID_TAG:
+                    size = head[at + 1]
                     at += 2
                     if size > 127:
                         # Such long ids are rare enough for the long way.
                         break
                     try:
-                        request_id = str(message[at : at + size], "utf-8")
+                        request_id = str(head[at : at + size], "utf-8")
                     except UnicodeDecodeError:
                         raise unparsable() from None
                     at += size
                 rest = template.rest
-                if not message.startswith(rest, at):  # type: ignore[union-attr]
+                if not head.startswith(rest, at):
                     continue
                 at += len(rest)
                 size = template.single
                 if size >= 0:
                     if len(message) - at != size:
                         break
-                    data: tuple[Buffer, ...] = (message[at:] if size < _COPY_LIMIT else memoryview(message)[at:],)
+                    data: tuple[Buffer, ...] = (
+                        bytes(message[at:]) if size < _COPY_LIMIT else memoryview(message)[at:],
+                    )
                 else:
                     cut = _cut(message, at, template)
                     if cut is None:
-                        break
-                    data = cut
+                        # Without raw inputs to come, other messages may begin like this one.
+                        continue
+                    data = cut if template.places is None else self._fill(template.form, template.places, cut)
                 if place:
                     templates.insert(0, templates.pop(place))
+                if template.delivery is not None:
+                    sink = template.delivery.before(sink, self._regions)
                 return InferRequest(template.form, request_id, data, sink, received_ns)
         return self._decode_new(message, sink, received_ns)
 
-    def encode_infer(self, request: InferRequest, response: InferResponse) -> tuple[list[Buffer], int]:
-        """A ModelInferResponse in pieces, and their length in all. Raises InferError when it is too long."""
+    def encode_infer(
+        self, request: InferRequest, response: InferResponse, mark: bytes = b""
+    ) -> tuple[list[Buffer], int]:
+        """A ModelInferResponse in pieces, and their length in all. Raises InferError when it is too long.
+
+        `mark` are fields to put in, as bytes.
+        """
         outputs = response.outputs
         heads = request.form.memo.get("grpc")
         if heads is None:
@@ -143,6 +180,8 @@ class GrpcCodec:
             before = b"%b\x1a%b%b" % (before, _ONE_BYTE[size] if size < 128 else varint(size), raw_id)
         if parameters:
             before += _parameters(parameters)
+        if mark:
+            before += mark
         if len(outputs) == 1:
             data = outputs[0].data
             size = len(data)
@@ -167,8 +206,10 @@ class GrpcCodec:
         parsed, raw = long_way.parse(message, fields)
         head = long_way.head_of(parsed)
         try:
-            long_way.check_outputs(parsed.outputs)
-            data = long_way.input_data(parsed, raw)
+            places = long_way.input_places(parsed)
+            data = long_way.input_data(parsed, raw, places)
+            classes, outputs = long_way.output_wishes(parsed.outputs)
+            self._check(places, outputs, head)
         except InferError:
             # Triton looks for the model first, and for inputs sent twice.
             self._plane.model_ready(head.model_name, head.model_version)
@@ -176,28 +217,58 @@ class GrpcCodec:
                 self._plane.prepare(head)
             raise
         form = self._plane.prepare(head)
-        if fields is not None and raw:
-            self._remember(message, fields, form, raw)
+        if form.decoupled and not self._streams:
+            raise unsupported("ModelInfer RPC doesn't support models with decoupled transaction policy")
+        delivery = make_delivery(self._plane, form, classes, outputs)
+        if fields is not None and len(raw) == places.count(None):
+            self._remember(message, fields, form, raw, places, delivery)
         data = [bytes(each) if len(each) < _COPY_LIMIT else each for each in data]
+        read_places(self._regions, places, [each.datatype for each in head.inputs], data)
+        if delivery is not None:
+            sink = delivery.before(sink, self._regions)
         return InferRequest(form, head.id, tuple([data[place] for place in form.order]), sink, received_ns)
 
-    def _remember(self, message: Buffer, fields: Sequence[Field], form: RequestForm, raw: Sequence[Buffer]) -> None:
+    def _check(self, inputs: Places, outputs: Mapping[str, Place], head: RequestHead) -> None:
+        """Triton looks for the model, then for regions, and then at the rest of the request."""
+        found = [place for place in (*inputs, *outputs.values()) if place is not None]
+        if found:
+            self._plane.model_ready(head.model_name, head.model_version)
+        for place in found:
+            self._regions.window(place.region, place.offset, place.byte_size)
+
+    def _fill(self, form: RequestForm, places: Places, cut: Sequence[Buffer]) -> tuple[Buffer, ...]:
+        """The inputs in the model's order: `cut` are those that came with the message, as the client orders them."""
+        rest = iter(cut)
+        data = [next(rest) if place is None else b"" for place in places]
+        read_places(self._regions, places, [each.datatype for each in form.head.inputs], data)
+        return tuple([data[place] for place in form.order])
+
+    def _remember(
+        self,
+        message: Buffer,
+        fields: Sequence[Field],
+        form: RequestForm,
+        raw: Sequence[Buffer],
+        places: Places,
+        delivery: Delivery | None,
+    ) -> None:
         """Make a template of a message that is laid out as all clients do: in the order of the fields' numbers."""
         numbers = [field[0] for field in fields]
         first = len(numbers) - len(raw)
+        stop = fields[first][1] if raw else len(message)
+        sent = [size for size, place in zip(_by_client(form), places, strict=True) if place is None]
         # Name, version and id at most once, raw inputs last and as many as inputs.
         if (
             numbers != sorted(numbers)
-            or numbers[-1] != RAW_INPUT_CONTENTS
+            or any(number != RAW_INPUT_CONTENTS for number in numbers[first:])
             or any(numbers.count(number) > 1 for number in (1, 2, 3))
-            or len(raw) != len(form.order)
-            or any(size not in (-1, len(raw[place])) for place, size in zip(form.order, form.sizes, strict=True))
-            or fields[first][1] > _MAX_TEMPLATE
+            or any(size not in (-1, len(data)) for size, data in zip(sent, raw, strict=True))
+            or stop > _MAX_TEMPLATE
         ):
             return
         end = max([field[3] for field in fields if field[0] <= 2], default=0)
-        rest = next((field[1] for field in fields if field[0] > 3), fields[first][1])
-        template = Template(form, bytes(message[:end]), bytes(message[rest : fields[first][1]]))
+        rest = next((field[1] for field in fields if field[0] > 3), stop)
+        template = Template(form, bytes(message[:end]), bytes(message[rest:stop]), places, delivery)
         templates = self._templates
         templates[:] = [each for each in templates if each.prefix != template.prefix or each.rest != template.rest]
         templates.insert(0, template)
@@ -211,7 +282,7 @@ def _cut(message: Buffer, at: int, template: Template) -> tuple[Buffer, ...] | N
     view = memoryview(message)
     for header, size in template.raw:
         if header:
-            if not message.startswith(header, at):  # type: ignore[union-attr]
+            if view[at : at + len(header)] != header:
                 return None
             at += len(header)
         else:
@@ -224,11 +295,19 @@ def _cut(message: Buffer, at: int, template: Template) -> tuple[Buffer, ...] | N
         stop = at + size
         if stop > end:
             return None
-        data.append(message[at:stop] if size < _COPY_LIMIT else view[at:stop])
+        data.append(bytes(view[at:stop]) if size < _COPY_LIMIT else view[at:stop])
         at = stop
     if at != end:
         return None
     return tuple(data) if template.order is None else tuple([data[place] for place in template.order])
+
+
+def _by_client(form: RequestForm) -> list[int]:
+    """The byte sizes of the inputs in the client's order."""
+    sizes = [0] * len(form.order)
+    for place, size in zip(form.order, form.sizes, strict=True):
+        sizes[place] = size
+    return sizes
 
 
 def _response_head(form: RequestForm, outputs: Sequence[Tensor]) -> tuple[bytes, bytes]:

@@ -9,8 +9,9 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from conch.pb import grpc_service_pb2 as pb
+from conch.protocol.v2.place import REGION, Place, grpc_place
 from conch.types.dtype import BY_NAME, BYTES, DataType
-from conch.types.error import InferError, internal, invalid, unsupported
+from conch.types.error import InferError, internal, invalid
 from conch.types.request import InputHead, Parameter, RequestHead
 from conch.types.tensor import Buffer, join_bytes
 
@@ -21,7 +22,8 @@ RAW_INPUT_CONTENTS: Final = 7
 _LENGTH_DELIMITED: Final = 2
 #: Above this many top-level fields a message is left to protobuf's own parser.
 _MAX_FIELDS: Final = 4096
-_ONLY_TRITON_KEY: Final = "triton_enable_empty_final_response"
+#: The one reserved parameter that clients may send: it asks a stream for a message at the end of each request.
+ONLY_TRITON_KEY: Final = "triton_enable_empty_final_response"
 _UNSIGNED: Final = (1 << 64) - 1
 #: Field of InferTensorContents, Triton's name of what it holds, and the data types that it may be sent for.
 _CONTENTS: Final = (
@@ -34,7 +36,6 @@ _CONTENTS: Final = (
     ("fp64_contents", "FP64", ("FP64",)),
     ("bytes_contents", "BYTES", ("BYTES",)),
 )
-_SHARED_MEMORY: Final = "shared_memory_region"
 
 
 def varint(value: int) -> bytes:
@@ -110,56 +111,67 @@ def head_of(message: pb.ModelInferRequest) -> RequestHead:
     )
 
 
-def check_outputs(outputs: Iterable[pb.ModelInferRequest.InferRequestedOutputTensor]) -> None:
-    """Other parameters of outputs and inputs have no meaning in Triton, which takes and ignores them."""
+def output_wishes(
+    outputs: Iterable[pb.ModelInferRequest.InferRequestedOutputTensor],
+) -> tuple[dict[str, int], dict[str, Place]]:
+    """How many classes of which output are asked for, and which output goes where.
+
+    Other parameters of outputs and inputs have no meaning in Triton, which takes and ignores them.
+    """
+    classes: dict[str, int] = {}
+    places: dict[str, Place] = {}
     for output in outputs:
         parameters = output.parameters
         if not parameters:
             continue
-        if _SHARED_MEMORY in parameters:
-            raise unsupported(f"output '{output.name}' is asked for in shared memory, which is not supported yet")
+        place = grpc_place(output.name, parameters)
+        if place is not None:
+            places[output.name] = place
         if "classification" in parameters:
             if parameters["classification"].WhichOneof("parameter_choice") != "int64_param":
                 raise invalid("invalid value type for 'classification' parameter, expected int64_param")
             if parameters["classification"].int64_param <= 0:
                 raise invalid("invalid value for 'classification' parameter, expected >= 0")
-            raise unsupported(f"output '{output.name}' is asked for as classification, which is not supported yet")
-        for key in ("shared_memory_offset", "shared_memory_byte_size"):
-            if key in parameters:
-                raise invalid(
-                    f"'{key}' can not be specified without 'shared_memory_region' parameter for tensor '{output.name}'"
-                )
+            if place is not None:
+                raise invalid(f"output can't set both '{REGION}' and 'classification'")
+            classes[output.name] = parameters["classification"].int64_param
+    return classes, places
 
 
-def input_data(message: pb.ModelInferRequest, raw: Sequence[Buffer]) -> list[Buffer]:
-    """The wire bytes of each input, in the client's order. Raises InferError."""
-    model, data = message.model_name, []
-    for place, tensor in enumerate(message.inputs):
-        if tensor.parameters and _SHARED_MEMORY in tensor.parameters:
-            if "shared_memory_byte_size" not in tensor.parameters:
-                raise invalid(
-                    "'shared_memory_byte_size' must be specified along with 'shared_memory_region' parameter for "
-                    f"tensor '{tensor.name}'"
-                )
-            raise unsupported(
-                f"input '{tensor.name}' is in shared memory, which is not supported yet",
-                "send it in raw_input_contents",
-            )
+def input_places(message: pb.ModelInferRequest) -> list[Place | None]:
+    """Where each input lies that is in a registered region, in the client's order. Raises InferError."""
+    return [grpc_place(each.name, each.parameters) if each.parameters else None for each in message.inputs]
+
+
+def input_data(message: pb.ModelInferRequest, raw: Sequence[Buffer], places: Sequence[Place | None]) -> list[Buffer]:
+    """The wire bytes of each input, in the client's order; nothing for those that have a place. Raises InferError."""
+    model, data = message.model_name, list[Buffer]()
+    used = 0
+    for tensor, place in zip(message.inputs, places, strict=True):
         typed = tensor.HasField("contents")
+        if place is not None:
+            if typed:
+                raise invalid(
+                    f"unexpected 'content' provided when using shared memory for input tensor '{tensor.name}' for "
+                    f"model '{model}'"
+                )
+            data.append(b"")
+            continue
         if raw and typed:
             raise invalid(
                 "contents field must not be specified when using raw_input_contents for "
                 f"'{tensor.name}' for model '{model}'"
             )
-        if place < len(raw):
-            data.append(raw[place])
+        if used < len(raw):
+            data.append(raw[used])
+            used += 1
         elif typed:
             data.append(_typed_data(tensor, model))
         else:
             raise invalid(f"unable to find data for input tensor '{tensor.name}' for model '{model}' in request.")
-    if message.inputs and len(raw) > len(message.inputs):
+    if len(raw) > used and used == len(message.inputs) > 0:
         raise invalid(
-            f"expected {len(message.inputs)} raw_input_contents for model '{model}', one per input, got {len(raw)}",
+            f"expected {used} raw_input_contents for model '{model}', one per input, got {len(raw)}",
             "send one raw_input_contents per input, in the order of the inputs",
         )
     return data
@@ -200,8 +212,6 @@ def _parameters(given: Mapping[str, pb.InferParameter]) -> dict[str, Parameter]:
         kind = parameter.WhichOneof("parameter_choice")
         value: Parameter = getattr(parameter, kind) if kind else ""
         _check_parameter(key, kind, value)
-        if key == _ONLY_TRITON_KEY:
-            continue
         if key in ("timeout", "sequence_id") and isinstance(value, int):
             # Triton keeps these unsigned; a negative number wraps around.
             value &= _UNSIGNED
@@ -215,7 +225,7 @@ def _check_parameter(key: str, kind: str | None, value: Parameter) -> None:
         if key.startswith("triton_"):
             raise invalid(
                 "parameter keys starting with 'triton_' are reserved for Triton usage. Only the following keys "
-                f"starting with 'triton_' are allowed: {_ONLY_TRITON_KEY}"
+                f"starting with 'triton_' are allowed: {ONLY_TRITON_KEY}"
             )
         expected = _CUSTOM
     kinds, text = expected
@@ -235,5 +245,5 @@ _EXPECTED: Final = {
     "sequence_end": (("bool_param",), "bool_param"),
     "priority": (("int64_param", "uint64_param"), "int64_param or uint64_param"),
     "timeout": (("int64_param",), "int64_param"),
-    _ONLY_TRITON_KEY: (("bool_param",), "bool_param"),
+    ONLY_TRITON_KEY: (("bool_param",), "bool_param"),
 }

@@ -6,13 +6,14 @@ Everything here works on plain parsed values and runs once per distinct request 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
 
+from conch.protocol.v2.place import BYTE_SIZE, OFFSET, REGION, Place
 from conch.types.dtype import BY_NAME
-from conch.types.error import InferError, internal, invalid, unsupported
+from conch.types.error import InferError, internal, invalid
 from conch.types.request import InputHead, Parameter
 
 _MAX_INT64: Final = (1 << 63) - 1
@@ -23,6 +24,9 @@ _SOURCES: Final = (
 )
 
 UNSET: Final = msgspec.UNSET
+#: Where an input's data is, in place of its size: in the JSON, or in a registered region.
+IN_JSON: Final = -1
+IN_REGION: Final = -2
 RAISE_LIMIT: Final = "Use --http-max-input-size to increase the limit."
 
 
@@ -55,6 +59,18 @@ class Target:
     version: str
     #: The value of Inference-Header-Content-Length; -1 without one.
     json_size: int = -1
+    #: Headers that become parameters.
+    forwarded: Mapping[str, str] = field(default_factory=dict)
+    #: Stands for the version and those headers among the things by which a layout is remembered.
+    scope: object = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.scope = self.version
+
+    def forward(self, headers: Mapping[str, str]) -> None:
+        if headers:
+            self.forwarded = headers
+            self.scope = (self.version, tuple(headers.items()))
 
 
 @dataclass(slots=True)
@@ -64,6 +80,10 @@ class Wishes:
     names: tuple[str, ...]
     kinds: dict[str, bool]
     default_binary: bool
+    #: How many classes of an output are asked for; outputs that are not classified are absent.
+    classes: dict[str, int] = field(default_factory=dict)
+    #: Where outputs go that are not sent at all.
+    places: dict[str, Place] = field(default_factory=dict)
 
     def binary(self, output: str) -> bool:
         return self.kinds.get(output, self.default_binary)
@@ -154,7 +174,7 @@ def input_head(given: Input) -> InputHead:
 
 
 def binary_size(given: Input) -> int:
-    """How many bytes after the JSON are this input's; -1 when its data is in the JSON. Exactly one source is set."""
+    """How many bytes after the JSON are this input's, or IN_JSON or IN_REGION. Exactly one source is set."""
     parameters = given.parameters
     if parameters is None or parameters is UNSET:
         parameters = {}
@@ -165,29 +185,30 @@ def binary_size(given: Input) -> int:
     if len(sources) != 1:
         raise invalid(_SOURCES + ("set " + " ".join(f"'{each}'" for each in sources) if sources else "no field is set"))
     if sources[0] == "data":
-        return -1
+        return IN_JSON
     if sources[0] == "binary_data_size":
         try:
             return unsigned(parameters["binary_data_size"], _MAX_INT64)
         except InferError as error:
             raise _label("binary_data_size", error) from None
-    raise _no_shared_memory(parameters)
+    return IN_REGION
 
 
-def _no_shared_memory(parameters: Mapping[str, Any]) -> InferError:
-    try:
-        region = text(parameters["shared_memory_region"])
-    except InferError as error:
-        return _label("shared_memory_region", error)
-    return unsupported(
-        f"shared memory is not supported: region '{region}'", "send the tensor in the request, as binary data or JSON"
-    )
+def read_place(parameters: Mapping[str, Any]) -> Place:
+    """Where a tensor is whose parameters name a region. Without a byte size it has none, which no region accepts."""
+    found: list[Any] = []
+    for key, read in ((REGION, text), (OFFSET, unsigned), (BYTE_SIZE, unsigned)):
+        try:
+            found.append(read(parameters[key]) if key in parameters or key == REGION else 0)
+        except InferError as error:
+            raise _label(key, error) from None
+    return Place(*found)
 
 
 def read_wishes(outputs: Any, default_binary: bool) -> Wishes:
     """`outputs` is the parsed member of that name, UNSET when absent."""
+    wishes = Wishes((), {}, default_binary)
     names: list[str] = []
-    kinds: dict[str, bool] = {}
     if outputs is not UNSET:
         try:
             found = array(outputs)
@@ -199,13 +220,16 @@ def read_wishes(outputs: Any, default_binary: bool) -> Wishes:
             except InferError as error:
                 raise _label("name", error) from None
             names.append(name)
-            kinds[name] = _wants_binary(each.get("parameters"))
-    return Wishes(tuple(names), kinds, default_binary)
+            _read_wish(name, each.get("parameters"), wishes)
+    wishes.names = tuple(names)
+    return wishes
 
 
-def _wants_binary(parameters: Any) -> bool:
+def _read_wish(name: str, parameters: Any, wishes: Wishes) -> None:
+    """What one output's parameters say goes into `wishes`."""
+    wishes.kinds[name] = False
     if parameters is None:
-        return False
+        return
     if not isinstance(parameters, dict):
         raise internal("Unable to parse 'parameters': attempt to get members for non-object")
     binary, classes = False, 0
@@ -219,14 +243,14 @@ def _wants_binary(parameters: Any) -> bool:
             binary = boolean(parameters["binary_data"])
         except InferError as error:
             raise _label("binary_data", error) from None
-    if "shared_memory_region" in parameters:
+    if REGION in parameters:
         for conflict, there in (("classification", "classification" in parameters), ("binary_data", binary)):
             if there:
-                raise invalid(f"Output can't set both 'shared_memory_region' and '{conflict}'")
-        raise _no_shared_memory(parameters)
-    if classes:
-        raise unsupported("the classification extension is not supported", "ask for the output without it")
-    return binary
+                raise invalid(f"Output can't set both '{REGION}' and '{conflict}'")
+        wishes.places[name] = read_place(parameters)
+    elif classes:
+        wishes.classes[name] = classes
+    wishes.kinds[name] = binary
 
 
 def read_parameters(parameters: Any) -> tuple[dict[str, Parameter], bool]:
@@ -268,6 +292,12 @@ def _own_parameter(key: str, value: Any) -> Parameter:
         raise invalid(
             "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified."
         )
+    return parameter(key, value)
+
+
+def parameter(key: str, value: Any) -> Parameter:
+    """A value that the model gets as it is. Raises InferError where no model can."""
+    text(key)
     if type(value) is int:
         # Triton's parser holds what no 64-bit integer can as a double.
         return value if -_MAX_INT64 - 1 <= value <= _MAX_UINT64 else _wide(value)

@@ -11,14 +11,17 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from conch.memory.regions import Regions
 from conch.pb import grpc_service_pb2 as pb
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.protocol.v2 import head as heads
 from conch.protocol.v2 import raw
-from conch.protocol.v2.head import Described, Input, Target
+from conch.protocol.v2.delivery import make_delivery, read_places
+from conch.protocol.v2.head import Described, Input, Target, Wishes
 from conch.protocol.v2.layout import Layout, Pattern
 from conch.protocol.v2.lenient import parse
 from conch.protocol.v2.numbers import Reader
+from conch.protocol.v2.place import Place
 from conch.types.dtype import BY_NAME, BYTES
 from conch.types.error import InferError, internal, invalid, unsupported
 from conch.types.request import InferRequest, RequestForm, RequestHead, ResponseSink
@@ -39,6 +42,7 @@ class Plane(Protocol):
     def prepare(self, head: RequestHead, /) -> RequestForm: ...
     def metadata(self, name: str, version: str, /) -> pb.ModelMetadataResponse: ...
     def config(self, name: str, version: str, /) -> ModelConfig: ...
+    def labels(self, name: str, version: str, output: str, /) -> Sequence[bytes]: ...
 
 
 class _AskedInput(msgspec.Struct, gc=False):
@@ -61,8 +65,10 @@ class _Asked(msgspec.Struct, gc=False):
 class JsonCodec:
     """One per server. Only the event loop calls it."""
 
-    def __init__(self, plane: Plane, max_input_size: int) -> None:
+    def __init__(self, plane: Plane, max_input_size: int, regions: Regions | None = None) -> None:
+        """`regions`: what clients have registered; without them there is nothing to find."""
         self._plane = plane
+        self._regions = regions or Regions(allowed=False)
         self._max = max_input_size
         self._decode = msgspec.json.Decoder(_Asked).decode
         #: By a binary request's JSON without its id, and by the parts of a JSON request's head.
@@ -86,7 +92,10 @@ class JsonCodec:
             ident, data, layout = self._decode_json(target, body, b"")
         else:
             raise invalid(f"inference header size should be in range (0, {len(body)}), got: {json_size}")
-        return InferRequest(layout.pattern.form, ident, data, sink, received_ns), layout.pattern
+        pattern = layout.pattern
+        if pattern.delivery is not None:
+            sink = pattern.delivery.before(sink, self._regions)
+        return InferRequest(pattern.form, ident, data, sink, received_ns), pattern
 
     def _decode_binary(self, target: Target, text: bytes, blobs: Buffer) -> tuple[str, tuple[Buffer, ...], Layout]:
         # The id is the first member of what the usual clients send, and the only one that changes.
@@ -99,13 +108,13 @@ class JsonCodec:
         else:
             ident, rest = b"", text
         plain = not ident or _is_plain(ident)
-        layout = self._layouts.get((target.name, target.version, rest))
+        layout = self._layouts.get((target.name, target.scope, rest))
         if layout is None or layout.pattern.form.generation != self._plane.generation or not plain:
             found, data, layout = self._decode_json(target, text, blobs)
             # Only where the text that was cut out really is the id is the rest the head.
-            binary = layout.readers.count(None) == len(layout.readers)
+            binary = layout.readers.count(None) == len(layout.readers) and layout.places is None
             if plain and binary and found == ident.decode() and len(text) <= MAX_REMEMBERED:
-                self._remember((target.name, target.version, rest), layout)
+                self._remember((target.name, target.scope, rest), layout)
             return found, data, layout
         if len(blobs) != layout.total:
             raise _wrong_total(target, layout, len(blobs))
@@ -129,7 +138,7 @@ class JsonCodec:
             described = tuple(
                 [(i.name, i.datatype, i.shape, _text(i.parameters), i.data is msgspec.UNSET) for i in inputs]
             )
-        key = (target.name, target.version, described, _text(asked.parameters), _text(asked.outputs))
+        key = (target.name, target.scope, described, _text(asked.parameters), _text(asked.outputs))
         layout = self._layouts.get(key)
         if layout is None or layout.pattern.form.generation != self._plane.generation:
             given = [Input(i.name, i.datatype, i.shape, _parsed(i.parameters), i.data) for i in inputs]
@@ -141,8 +150,7 @@ class JsonCodec:
 
     def _decode_carefully(self, target: Target, text: Buffer, blobs: Buffer) -> tuple[str, tuple[Buffer, ...], Layout]:
         """What the typed parser refuses: either Triton takes it all the same, or the client is told what is wrong."""
-        # Triton looks for the model before it reads the body.
-        self._plane.metadata(target.name, target.version)
+        self._look(target)
         described = heads.describe(parse(text))
         layout = self._make_layout(target, described)
         return described.id, self._collect(target, layout, described.inputs, blobs), layout
@@ -154,7 +162,7 @@ class JsonCodec:
                 f"Raw input has a byte_size ({len(body)} bytes) that exceeds the maximum allowed value of {self._max} "
                 f"bytes. {heads.RAISE_LIMIT}"
             )
-        given, data = raw.input_of(target.name, self._plane.config(target.name, target.version), body)
+        given, data = raw.input_of(target.name, self._look(target), body)
         described = Described("", [given], {"binary_data_output": True}, msgspec.UNSET)
         return "", (data,), self._make_layout(target, described)
 
@@ -163,12 +171,22 @@ class JsonCodec:
             self._layouts.clear()
         self._layouts[key] = layout
 
+    def _look(self, target: Target) -> ModelConfig:
+        """As Triton, look for the model, and for its transaction policy, before anything else."""
+        config = self._plane.config(target.name, target.version)
+        if config.model_transaction_policy.decoupled:
+            raise unsupported("HTTP end point doesn't support models with decoupled transaction policy")
+        return config
+
     def _make_layout(self, target: Target, described: Described) -> Layout:
+        self._look(target)
         kept, default_binary = heads.read_parameters(described.parameters)
+        kept.update(target.forwarded)
         inputs = described.inputs
         sizes = tuple([heads.binary_size(each) for each in inputs])
         wishes = heads.read_wishes(described.outputs, default_binary)
         input_heads = [heads.input_head(each) for each in inputs]
+        places = self._find_places(target, inputs, sizes, wishes)
         key = (
             target.name,
             target.version,
@@ -176,6 +194,8 @@ class JsonCodec:
             # 1, 1.0 and True are equal, and different parameters.
             tuple([(name, type(value), value) for name, value in kept.items()]),
             tuple(wishes.kinds.items()),
+            tuple(wishes.classes.items()),
+            tuple(wishes.places.items()),
             wishes.names,
             default_binary,
         )
@@ -183,12 +203,30 @@ class JsonCodec:
         if pattern is None or pattern.form.generation != self._plane.generation:
             head = RequestHead(target.name, target.version, described.id, input_heads, wishes.names, kept)
             form = self._plane.prepare(head)
-            if self._plane.config(target.name, str(form.version)).model_transaction_policy.decoupled:
-                raise unsupported("HTTP end point doesn't support models with decoupled transaction policy")
             if len(self._patterns) >= MAX_LAYOUTS:
                 self._patterns.clear()
-            pattern = self._patterns[key] = Pattern(form, wishes)
-        return Layout(pattern, sizes, self._make_readers(pattern, inputs, sizes))
+            delivery = make_delivery(self._plane, form, wishes.classes, wishes.places)
+            pattern = self._patterns[key] = Pattern(form, wishes, delivery)
+        return Layout(pattern, sizes, self._make_readers(pattern, inputs, sizes), places)
+
+    def _find_places(
+        self, target: Target, inputs: Sequence[Input], sizes: tuple[int, ...], wishes: Wishes
+    ) -> tuple[Place | None, ...] | None:
+        """Where inputs lie that are in regions; None if none does. Triton looks for regions before it looks at the
+        rest of the request, and for the model before all."""
+        if heads.IN_REGION not in sizes and not wishes.places:
+            return None
+        self._plane.metadata(target.name, target.version)
+        places = tuple(
+            [
+                heads.read_place(each.parameters) if size == heads.IN_REGION else None
+                for each, size in zip(inputs, sizes, strict=True)
+            ]
+        )
+        for place in (*places, *wishes.places.values()):
+            if place is not None:
+                self._regions.window(place.region, place.offset, place.byte_size)
+        return places if heads.IN_REGION in sizes else None
 
     def _make_readers(
         self, pattern: Pattern, inputs: Sequence[Input], sizes: tuple[int, ...]
@@ -196,7 +234,7 @@ class JsonCodec:
         form = pattern.form
         readers: list[Reader | None] = [None] * len(sizes)
         for place, count, size in zip(form.order, form.counts, form.sizes, strict=True):
-            if sizes[place] < 0:
+            if sizes[place] == heads.IN_JSON:
                 given = inputs[place]
                 if size > self._max:
                     raise self._too_large(given.name, size)
@@ -217,6 +255,8 @@ class JsonCodec:
                 raise self._too_large(inputs[0].name, len(only))
             return (only,)
         pieces = _slices(layout.sizes, blobs)
+        if layout.places is not None:
+            read_places(self._regions, layout.places, [each.datatype for each in inputs], pieces)
         for place, reader in enumerate(readers):
             if reader is not None:
                 piece = pieces[place] = reader.read(inputs[place].data)  # type: ignore[arg-type]

@@ -7,8 +7,10 @@ from typing import Any, Final
 
 import msgspec
 
+from conch.protocol.v2.delivery import Delivery
 from conch.protocol.v2.head import Wishes
 from conch.protocol.v2.numbers import Reader, Writer
+from conch.protocol.v2.place import Place
 from conch.types.request import Parameter, RequestForm
 from conch.types.response import InferResponse
 from conch.types.tensor import Buffer, Tensor
@@ -45,7 +47,9 @@ class Template:
             described = _encode({"name": tensor.name, "datatype": tensor.datatype.name, "shape": tensor.shape})
             pieces[-1] += b"," * (place > 0) + described[:-1]
             size = len(tensor.data)
-            if wishes.binary(tensor.name):
+            if tensor.name in wishes.places:
+                pieces[-1] += b"}"
+            elif wishes.binary(tensor.name):
                 pieces[-1] += b',"parameters":{"binary_data_size":%d}}' % size
                 self._size += size
                 if size:
@@ -87,10 +91,12 @@ class Template:
 class Pattern:
     """One distinct head of requests: its form, and the layouts of its answers."""
 
-    __slots__ = ("_lead", "_templates", "_wishes", "form")
+    __slots__ = ("_lead", "_templates", "_wishes", "delivery", "form")
 
-    def __init__(self, form: RequestForm, wishes: Wishes) -> None:
+    def __init__(self, form: RequestForm, wishes: Wishes, delivery: Delivery | None = None) -> None:
         self.form = form
+        #: What happens to outputs before they are encoded; None for nothing.
+        self.delivery = delivery
         self._wishes = wishes
         self._templates: dict[Any, Template] = {}
         self._lead = b'"model_name":%s,"model_version":"%d"' % (_encode(form.head.model_name), form.version)
@@ -119,13 +125,21 @@ class Pattern:
 class Layout:
     """Where the bytes of a request with this very head are.
 
-    `sizes[i]` is the byte size of the client's i-th input after the JSON, -1 where its data is in the JSON; then
-    `readers[i]` takes it from there. `total` is how many bytes follow the JSON.
+    `sizes[i]` is the byte size of the client's i-th input after the JSON, `head.IN_JSON` where its data is in the
+    JSON; then `readers[i]` takes it from there. `total` is how many bytes follow the JSON. `places[i]` is where an
+    input lies in a region; None as a whole where no input does.
     """
 
-    __slots__ = ("pattern", "readers", "sizes", "total")
+    __slots__ = ("pattern", "places", "readers", "sizes", "total")
 
-    def __init__(self, pattern: Pattern, sizes: tuple[int, ...], readers: tuple[Reader | None, ...]) -> None:
+    def __init__(
+        self,
+        pattern: Pattern,
+        sizes: tuple[int, ...],
+        readers: tuple[Reader | None, ...],
+        places: tuple[Place | None, ...] | None = None,
+    ) -> None:
+        self.places = places
         self.pattern = pattern
         self.sizes = sizes
         self.readers = readers

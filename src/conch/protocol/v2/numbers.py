@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import re
 import struct
+from collections.abc import Callable
 from itertools import chain
 from typing import Any, Final
 
@@ -13,15 +15,16 @@ import numpy as np
 
 from conch.protocol.v2.faults import MAX_DEPTH
 from conch.protocol.v2.lenient import too_deep
-from conch.types.dtype import BF16, BOOL, BYTES, FP16, DataType
+from conch.types.dtype import BF16, BOOL, BYTES, DataType
 from conch.types.error import InferError, internal, invalid
 from conch.types.tensor import Buffer, split_bytes
 
-#: The `struct` letter of each type whose elements JSON can carry as they are.
+#: The `struct` letter of each type whose elements `struct` knows.
 _LETTERS: Final = {
     "BOOL": "?", "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q", "INT8": "b", "INT16": "h", "INT32": "i",
-    "INT64": "q", "FP32": "f", "FP64": "d",
+    "INT64": "q", "FP16": "e", "FP32": "f", "FP64": "d",
 }  # fmt: skip
+_FLOATS: Final = frozenset({"e", "f", "d"})
 _INTEGERS: Final = frozenset({int})
 _BOOLEANS: Final = frozenset({bool})
 _NUMBERS: Final = frozenset({int, float})
@@ -41,27 +44,35 @@ class Reader:
     """Turns the `data` member of one input into wire bytes; made once for each form.
 
     `count` is the number of elements that the input's shape asks for; -1 for BYTES, which are counted later.
-    Raises InferError with Triton's texts.
+    Elements of BYTES are strings, or objects `{"b64": "..."}` for bytes that are no text. Raises InferError with
+    Triton's texts.
     """
 
-    __slots__ = ("_count", "_datatype", "_kinds", "_pack")
+    __slots__ = ("_count", "_datatype", "_kinds", "_name", "_pack")
 
     def __init__(self, name: str, datatype: DataType, count: int) -> None:
-        if datatype is FP16 or datatype is BF16:
-            raise invalid(
-                f"receiving {datatype} data via JSON is not supported. "
-                f"Please use the binary data format for input {name}"
-            )
+        self._name = name
         self._datatype = datatype
         self._count = count
         letter = _LETTERS.get(datatype.name)
-        self._pack = struct.Struct(f"<{count}{letter}").pack if letter else _join
+        self._pack: Callable[..., bytes] = self._brain_floats
+        if letter:
+            self._pack = struct.Struct(f"<{count}{letter}").pack
+        elif datatype is BYTES:
+            self._pack = _join
         if datatype is BYTES:
             self._kinds: frozenset[type] = _STRINGS
         elif datatype is BOOL:
             self._kinds = _BOOLEANS
         else:
-            self._kinds = _NUMBERS if letter in {"f", "d"} else _INTEGERS
+            self._kinds = _NUMBERS if letter in _FLOATS or datatype is BF16 else _INTEGERS
+
+    def _brain_floats(self, *numbers: float) -> bytes:
+        """As `Struct.pack`, which does not know BF16."""
+        if len(numbers) != self._count:
+            raise struct.error("wrong number of elements")
+        with np.errstate(over="ignore"):
+            return _cut_floats(np.array([float(number) for number in numbers], dtype="<f8").astype("<f4"))
 
     def read(self, data: list[Any]) -> bytes:
         """`data` may be flat or nested in any way; its scalars are taken in order."""
@@ -75,6 +86,9 @@ class Reader:
     def _read_carefully(self, data: list[Any]) -> bytes:
         flat, kinds = flatten(data)
         if self._datatype is BYTES:
+            if dict in kinds:
+                flat = [_from_base64(each, self._name) if type(each) is dict else each for each in flat]
+                kinds = set(map(type, flat)) - {bytes}
             if not kinds <= _STRINGS:
                 raise internal("Unable to parse JSON bytes array: attempt to access JSON non-string as string")
             return _join(*flat)
@@ -116,6 +130,8 @@ class Reader:
         except OverflowError:
             raise internal("failed to parse the request JSON buffer: Number too big to be stored in double.") from None
         with np.errstate(over="ignore"):
+            if self._datatype is BF16:
+                return _cut_floats(doubles.astype("<f4"))
             return doubles.astype(self._datatype.numpy).tobytes()
 
 
@@ -148,11 +164,28 @@ def _flatten_mixed(data: list[Any]) -> tuple[list[Any], set[type]]:
     return flat, set(map(type, flat))
 
 
-def _join(*elements: str) -> bytes:
+def _from_base64(element: dict[str, Any], name: str) -> bytes:
+    text = element.get("b64")
+    if len(element) != 1 or not isinstance(text, str):
+        raise invalid(f'an object among the data of input \'{name}\' must be {{"b64": "<base64 text>"}}')
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise invalid(f"unable to decode the base64 text of input '{name}': {error}") from None
+
+
+def _cut_floats(numbers: np.ndarray[Any, Any]) -> bytes:
+    """The upper halves of FP32 numbers, rounded to the nearest, of two the even one; NaN stays NaN."""
+    bits = numbers.view("<u4")
+    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+    return np.where(np.isnan(numbers), (bits >> 16) | 0x40, rounded).astype("<u2").tobytes()
+
+
+def _join(*elements: str | bytes) -> bytes:
     """BYTES elements; bytes that were not UTF-8 (lone surrogates) go on as they came."""
     parts: list[bytes] = []
     for element in elements:
-        raw = element.encode("utf-8", "surrogateescape")
+        raw = element if type(element) is bytes else element.encode("utf-8", "surrogateescape")  # type: ignore[union-attr]
         parts.append(_LENGTH(len(raw)))
         parts.append(raw)
     return b"".join(parts)
@@ -164,14 +197,14 @@ class Writer:
     __slots__ = ("_floating", "_unpack")
 
     def __init__(self, datatype: DataType, size: int) -> None:
-        """`size` is the byte size of every tensor that will be written. Raises InferError for FP16 and BF16."""
-        if datatype is FP16 or datatype is BF16:
-            raise invalid(
-                f"sending {datatype} data via JSON is not supported. Please use the binary data format for output"
-            )
+        """`size` is the byte size of every tensor that will be written."""
         letter = _LETTERS.get(datatype.name)
-        self._unpack = struct.Struct(f"<{size // datatype.size}{letter}").unpack if letter else None
-        self._floating = letter in {"f", "d"}
+        self._unpack: Callable[[Buffer], tuple[Any, ...]] | None = None
+        if letter:
+            self._unpack = struct.Struct(f"<{size // datatype.size}{letter}").unpack
+        elif datatype is BF16:
+            self._unpack = _unpack_brain_floats
+        self._floating = letter in _FLOATS or datatype is BF16
 
     def write(self, data: Buffer) -> bytes:
         if self._unpack is None:
@@ -182,6 +215,10 @@ class Writer:
         if self._floating and b"null" in text:
             return _name_specials(text, numbers)
         return text
+
+
+def _unpack_brain_floats(data: Buffer) -> tuple[float, ...]:
+    return tuple((np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4").tolist())
 
 
 def _name_specials(text: bytes, numbers: tuple[float, ...]) -> bytes:

@@ -9,7 +9,7 @@ from typing import Final
 
 
 class Action(Enum):
-    """What a request wants; the last three are answers in themselves."""
+    """What a request wants; the last two are answers in themselves."""
 
     LIVE = auto()
     READY = auto()
@@ -18,26 +18,41 @@ class Action(Enum):
     MODEL_METADATA = auto()
     MODEL_CONFIG = auto()
     INFER = auto()
+    GENERATE = auto()
+    GENERATE_STREAM = auto()
     STATISTICS = auto()
+    TRACE = auto()
+    CHANGE_TRACE = auto()
+    LOGGING = auto()
+    CHANGE_LOGGING = auto()
     INDEX = auto()
     LOAD = auto()
     UNLOAD = auto()
     NAMED_REPOSITORY = auto()
-    UNSUPPORTED = auto()
+    SHARED_MEMORY_STATUS = auto()
+    SHARED_MEMORY_REGISTER = auto()
+    SHARED_MEMORY_UNREGISTER = auto()
     WRONG_METHOD = auto()
     NOT_FOUND = auto()
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`name` and `version` are the path's own text, not percent-decoded, as Triton takes them; empty where absent."""
+    """`name` and `version` are the path's own text, not percent-decoded, as Triton takes them; empty where absent.
+
+    Of shared memory, `name` is a region's and `kind` is `system` or `cuda`.
+    """
 
     action: Action
     name: str = ""
     version: str = ""
+    kind: str = ""
+    #: What the right method would have asked, where the method is wrong.
+    meant: Action | None = None
 
 
 _MODEL = r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[0-9]+))?"
+_MEMORY = r"/v2/(?P<kind>system|cuda)sharedmemory(?:/region/(?P<name>[^/]+))?"
 _GET, _POST, _BOTH = frozenset({"GET"}), frozenset({"POST"}), frozenset({"GET", "POST"})
 
 _EXACT: Final = {
@@ -46,8 +61,8 @@ _EXACT: Final = {
     "/v2": (_GET, Action.SERVER_METADATA),
     "/v2/models/stats": (_GET, Action.STATISTICS),
     "/v2/repository/index": (_POST, Action.INDEX),
-    "/v2/logging": (_BOTH, Action.UNSUPPORTED),
-    "/v2/trace/setting": (_BOTH, Action.UNSUPPORTED),
+    "/v2/logging": (_BOTH, Action.LOGGING),
+    "/v2/trace/setting": (_BOTH, Action.TRACE),
 }
 
 _PATTERNS: Final = tuple(
@@ -58,17 +73,22 @@ _PATTERNS: Final = tuple(
         (_MODEL, _GET, Action.MODEL_METADATA),
         (_MODEL + "/config", _GET, Action.MODEL_CONFIG),
         (_MODEL + "/stats", _GET, Action.STATISTICS),
-        (_MODEL + "/generate(?:_stream)?", _POST, Action.UNSUPPORTED),
-        (r"/v2/models/[^/]+/trace/setting", _BOTH, Action.UNSUPPORTED),
+        (_MODEL + "/generate", _POST, Action.GENERATE),
+        (_MODEL + "/generate_stream", _POST, Action.GENERATE_STREAM),
+        (r"/v2/models/(?P<name>[^/]+)/trace/setting", _BOTH, Action.TRACE),
         (r"/v2/repository/models/(?P<name>[^/]+)/load", _POST, Action.LOAD),
         (r"/v2/repository/models/(?P<name>[^/]+)/unload", _POST, Action.UNLOAD),
         (r"/v2/repository/[^/]+/models/[^/]+/(?:un)?load", _POST, Action.NAMED_REPOSITORY),
         (r"/v2/repository/[^/]+/index", _POST, Action.INDEX),
-        (r"/v2/(?:system|cuda)sharedmemory(?:/region/[^/]+)?/status", _GET, Action.UNSUPPORTED),
-        (r"/v2/(?:system|cuda)sharedmemory/region/[^/]+/(?:un)?register", _POST, Action.UNSUPPORTED),
-        (r"/v2/(?:system|cuda)sharedmemory/unregister", _POST, Action.UNSUPPORTED),
+        (_MEMORY + "/status", _GET, Action.SHARED_MEMORY_STATUS),
+        (_MEMORY + "/register", _POST, Action.SHARED_MEMORY_REGISTER),
+        (_MEMORY + "/unregister", _POST, Action.SHARED_MEMORY_UNREGISTER),
     )
 )
+
+
+#: What a POST asks where a GET asks something else.
+_CHANGES: Final = {Action.TRACE: Action.CHANGE_TRACE, Action.LOGGING: Action.CHANGE_LOGGING}
 
 
 def find(method: str, path: str) -> Route:
@@ -76,11 +96,16 @@ def find(method: str, path: str) -> Route:
     exact = _EXACT.get(path)
     if exact is not None:
         methods, action = exact
-        return Route(action if method in methods else Action.WRONG_METHOD)
+        if method not in methods:
+            return Route(Action.WRONG_METHOD, meant=action)
+        return Route(_CHANGES.get(action, action) if method == "POST" else action)
     for pattern, methods, action in _PATTERNS:
         match = pattern.fullmatch(path)
         if match is not None:
             if method not in methods:
-                return Route(Action.WRONG_METHOD)
-            return Route(action, **{key: text or "" for key, text in match.groupdict().items()})
+                return Route(Action.WRONG_METHOD, meant=action)
+            if method == "POST":
+                action = _CHANGES.get(action, action)
+            texts = {key: text or "" for key, text in match.groupdict().items()}
+            return Route(action, texts.get("name", ""), texts.get("version", ""), texts.get("kind", ""))
     return Route(Action.NOT_FOUND)

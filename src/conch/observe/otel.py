@@ -1,0 +1,103 @@
+"""Traces as OpenTelemetry spans, sent by OTLP over HTTP in the background (spec: operations 5)."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from opentelemetry import trace as api
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from conch.config.server import TraceOptions
+from conch.observe.trace import Source, Trace
+
+_CLOSE_SECONDS: Final = 3.0
+_COMPUTE: Final = ("COMPUTE_START", "COMPUTE_END")
+_REQUEST: Final = ("REQUEST_START", "REQUEST_END")
+
+
+class Exporter:
+    """Implements `trace.Recorder`. Spans wait in the SDK's queue; a collector that is away loses them, not requests."""
+
+    def __init__(self, options: TraceOptions) -> None:
+        resource = {"service.name": "triton-inference-server", **options.resource}
+        # Who is traced has been decided; whether the client's context says so too does not matter.
+        self._provider = TracerProvider(resource=Resource.create(resource), sampler=ALWAYS_ON, shutdown_on_exit=False)
+        self._provider.add_span_processor(
+            BatchSpanProcessor(
+                OTLPSpanExporter(endpoint=options.url),
+                max_queue_size=options.bsp_max_queue_size,
+                schedule_delay_millis=options.bsp_schedule_delay,
+                max_export_batch_size=min(options.bsp_max_export_batch_size, options.bsp_max_queue_size),
+            )
+        )
+        self._tracer = self._provider.get_tracer("conch")
+        #: Making spans takes longer than an event loop has.
+        self._making = ThreadPoolExecutor(1, "conch-otel")
+        self._propagator = TraceContextTextMapPropagator()
+
+    def put(self, trace: Trace) -> None:
+        if trace.times:
+            self._making.submit(self._make, trace)
+
+    def retire(self, source: Source) -> None:
+        """Nothing is kept back."""
+
+    def close(self) -> None:
+        self._making.shutdown()
+        # The SDK tries a collector that is away for longer than anyone waits for a server's end.
+        ending = threading.Thread(target=self._provider.shutdown, name="conch-otel-end", daemon=True)
+        ending.start()
+        ending.join(_CLOSE_SECONDS)
+
+    def _make(self, trace: Trace) -> None:
+        # Spans have the clock on the wall.
+        offset = time.time_ns() - time.monotonic_ns()
+        times = sorted([(ns + offset, name) for name, ns in trace.times], key=lambda each: each[0])
+        parent = self._propagator.extract({"traceparent": trace.context}) if trace.context else Context()
+        root = self._span("InferRequest", parent, times, times, {})
+        attributes: dict[str, Any] = {
+            "triton.model_name": trace.model,
+            "triton.model_version": trace.version,
+            "triton.trace_id": trace.id,
+            "triton.trace_parent_id": 0,
+        }
+        if trace.request_id:
+            attributes["triton.request_id"] = trace.request_id
+        own = [each for each in times if not each[1].startswith(("HTTP_", "GRPC_"))]
+        model = self._span(trace.model, root, own, _between(times, *_REQUEST), attributes)
+        compute = _between(own, *_COMPUTE)
+        if compute:
+            self._span("compute", model, compute, compute, {})
+
+    def _span(
+        self,
+        name: str,
+        parent: Context,
+        events: list[tuple[int, str]],
+        span: list[tuple[int, str]],
+        attributes: dict[str, Any],
+    ) -> Context:
+        """A span as long as `span`; gives the context for its children."""
+        span = span or events
+        made = self._tracer.start_span(name, context=parent, start_time=span[0][0], attributes=attributes)
+        for ns, event in events:
+            made.add_event(event, timestamp=ns)
+        made.end(end_time=span[-1][0])
+        return api.set_span_in_context(made, parent)
+
+
+def _between(times: list[tuple[int, str]], first: str, last: str) -> list[tuple[int, str]]:
+    """The times from `first` to `last`; none when one of them is missing."""
+    ends = sorted([ns for ns, name in times if name in (first, last)])
+    if len({name for _, name in times if name in (first, last)}) < 2:
+        return []
+    return [each for each in times if ends[0] <= each[0] <= ends[-1]]

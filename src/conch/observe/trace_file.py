@@ -1,0 +1,177 @@
+"""Trace files as Triton writes them: one JSON array of activities, by a thread of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conch.observe.trace import Source, Trace
+from conch.types.dtype import BYTES
+from conch.types.tensor import Tensor, split_bytes
+
+_log = logging.getLogger("conch")
+
+#: Traces, and bytes of their tensors, that may wait for a slow disk; more are dropped and counted.
+_BACKLOG = 10_000
+_BACKLOG_BYTES = 1 << 28
+
+
+class TraceFile:
+    """Implements `trace.Recorder`. The file is a whole JSON document at any time that nobody is writing to it.
+
+    With a log frequency of n, every n traces of a setting get a file of their own: `<path>.0`, `<path>.1`, ...
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._begun = False
+        self._index = 0
+        self._broken = False
+        self._jobs: deque[Trace | Source] = deque()
+        self._bytes = 0
+        self._dropped = 0
+        self._ended = False
+        self._changed = threading.Condition()
+        self._writer: threading.Thread | None = None
+
+    def put(self, trace: Trace) -> None:
+        size = _size(trace)
+        with self._changed:
+            if len(self._jobs) >= _BACKLOG or (self._jobs and self._bytes + size > _BACKLOG_BYTES):
+                self._dropped += 1
+                return
+            self._bytes += size
+            self._add(trace)
+
+    def retire(self, source: Source) -> None:
+        with self._changed:
+            self._add(source)
+
+    def close(self) -> None:
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        if self._writer is not None:
+            self._writer.join(10.0)
+
+    def _add(self, job: Trace | Source) -> None:
+        self._jobs.append(job)
+        if self._writer is None and isinstance(job, Trace):
+            self._writer = threading.Thread(target=self._run, name="conch-trace", daemon=True)
+            self._writer.start()
+        self._changed.notify_all()
+
+    # ---- the writer's thread
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._jobs and not self._ended:
+                    self._changed.wait()
+                jobs = list(self._jobs)
+                self._jobs.clear()
+                self._bytes = 0
+                dropped, self._dropped = self._dropped, 0
+                if not jobs:
+                    return
+            if dropped:
+                _log.warning("%d traces were dropped: '%s' could not be written in time", dropped, self._path)
+            self._take(jobs)
+
+    def _take(self, jobs: list[Trace | Source]) -> None:
+        plain: list[Trace] = []
+        for job in jobs:
+            if isinstance(job, Source):
+                self._save(job)
+                continue
+            source = job.source
+            frequency = source.setting.log_frequency
+            if frequency == 0:
+                plain.append(job)
+                continue
+            source.held.append(job)
+            # A late trace of a setting that is no longer in force waits for nothing either.
+            if len(source.held) >= frequency or (source.left == 0 and source.finished >= source.created):
+                self._save(source)
+        if plain:
+            self._append(plain)
+
+    def _save(self, source: Source) -> None:
+        traces, source.held = source.held, []
+        if not traces:
+            return
+        path = Path(f"{self._path}.{self._index}")
+        self._index += 1
+        try:
+            path.write_text("[" + _lines(traces) + "]", encoding="utf-8")
+        except OSError as error:
+            self._complain(path, error)
+
+    def _append(self, traces: list[Trace]) -> None:
+        path = Path(self._path)
+        text = _lines(traces)
+        try:
+            if not self._begun:
+                path.write_text("[" + text + "]", encoding="utf-8")
+                self._begun = True
+                return
+            with path.open("r+b") as file:
+                file.seek(-1, 2)
+                file.write(b"," + text.encode() + b"]")
+        except OSError as error:
+            self._complain(path, error)
+
+    def _complain(self, path: Path, error: OSError) -> None:
+        if not self._broken:
+            self._broken = True
+            _log.error("traces are lost: '%s' cannot be written: %s", path, error.strerror)
+
+
+def _lines(traces: list[Trace]) -> str:
+    return ",".join([json.dumps(each, ensure_ascii=False, separators=(",", ":")) for trace in traces
+                     for each in activities(trace)])  # fmt: skip
+
+
+def activities(trace: Trace) -> Iterator[dict[str, Any]]:
+    """The entries of one trace, the header first and then in the order of time."""
+    header: dict[str, Any] = {"id": trace.id, "model_name": trace.model, "model_version": trace.version}
+    if trace.request_id:
+        header["request_id"] = trace.request_id
+    yield header
+    for name, ns in sorted(trace.times, key=lambda each: each[1]):
+        yield {"id": trace.id, "timestamps": [{"name": name, "ns": ns}]}
+    for activity, tensor in trace.tensors:
+        yield {
+            "id": trace.id,
+            "activity": activity,
+            "tensor": {
+                "name": tensor.name,
+                "data": tensor_text(tensor),
+                "shape": ",".join(map(str, tensor.shape)),
+                "dtype": tensor.datatype.name,
+            },
+        }
+
+
+def tensor_text(tensor: Tensor) -> str:
+    """The elements with commas between them: numbers as C++ prints them, strings in quotes."""
+    if tensor.datatype is BYTES:
+        return ",".join([f'"{each.decode("utf-8", "replace")}"' for each in split_bytes(tensor.data)])
+    if tensor.datatype.name == "BF16":
+        array = (np.frombuffer(tensor.data, np.uint16).astype(np.uint32) << 16).view(np.float32)
+    else:
+        array = np.frombuffer(tensor.data, tensor.datatype.numpy)
+    if array.dtype.kind == "f":
+        return ",".join(["%g" % each for each in array.tolist()])  # noqa: UP031  as C++ prints them
+    return ",".join([str(int(each)) for each in array.tolist()])
+
+
+def _size(trace: Trace) -> int:
+    return sum([len(tensor.data) for _, tensor in trace.tensors])

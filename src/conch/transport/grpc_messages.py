@@ -1,0 +1,185 @@
+"""gRPC's length-prefixed messages: cut from pieces of any size, and compressed both ways (gzip, deflate). Pure."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import Final
+
+from conch.protocol.v2.grpc_status import Status
+from conch.transport.bodies import SizedBody
+from conch.transport.filler import LARGE
+from conch.types.tensor import Buffer
+
+#: What we can read, as `grpc-accept-encoding` lists it.
+ENCODINGS: Final = b"identity,deflate,gzip"
+#: zlib's window bits: gzip's container, zlib's own (which gRPC and HTTP call deflate).
+_WINDOW: Final = {b"gzip": 31, b"deflate": 15}
+#: Level of `--grpc-infer-response-compression-level` -> the encodings to choose from, best first, and zlib's level.
+_LEVELS: Final = {
+    "low": ((b"gzip", b"deflate"), 1),
+    "medium": ((b"deflate", b"gzip"), 6),
+    "high": ((b"deflate", b"gzip"), 9),
+}
+
+_size = struct.Struct(">I").unpack_from
+
+
+class GrpcFault(Exception):  # noqa: N818  not an error of ours: a call that is answered with a status
+    """The call breaks gRPC's own rules and is answered with this status."""
+
+    def __init__(self, status: Status, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+class Inbox:
+    """Cuts bytes into messages. `encoding` is the call's grpc-encoding; empty when its messages are plain.
+
+    Memory grows with what has arrived, never to a size that was only announced; the same holds for what a compressed
+    message claims to be.
+    """
+
+    __slots__ = ("_at", "_data", "_encoding", "_large", "_limit", "_packed", "_size")
+
+    def __init__(self, limit: int, encoding: bytes = b"") -> None:
+        self._limit = limit
+        self._encoding = encoding
+        self._data = bytearray()
+        #: Where in `_data` the next prefix, or the message whose size is known, begins.
+        self._at = 0
+        self._size = -1
+        self._packed = False
+        #: The message whose size is known, where it is large; what follows it is in `_data`.
+        self._large: SizedBody | None = None
+
+    def __len__(self) -> int:
+        """Bytes held, whole messages or not."""
+        return self._held + (5 if self._size >= 0 else 0)
+
+    @property
+    def _held(self) -> int:
+        """Bytes held without the prefix that has been read."""
+        return len(self._data) - self._at + (0 if self._large is None else self._size - self._large.missing)
+
+    def add(self, buffer: Buffer, start: int, stop: int) -> None:
+        """The next bytes, of which a copy is kept. Raises GrpcFault when they begin a message that is wrong."""
+        view = memoryview(buffer)[start:stop]
+        if self._size < 0 and len(view) >= LARGE and len(self._data) - self._at < 5:
+            short = 5 - (len(self._data) - self._at)
+            self._data += view[:short]
+            view = view[short:]
+            self._look()
+        if self._large is not None:
+            view = view[self._large.feed(view, 0) :]
+        self._data += view
+
+    def room(self, size: int) -> memoryview | None:
+        """Memory for the next bytes, at most `size`, where they belong to a large message."""
+        large = self._large
+        return None if large is None or large.complete else large.room()[:size]
+
+    def filled(self, size: int) -> None:
+        """So many bytes have been written where `room` pointed."""
+        if self._large is not None:
+            self._large.filled(size)
+
+    def next(self) -> Buffer | None:
+        """The next whole message, decompressed; None until more comes. Raises GrpcFault as soon as one is wrong."""
+        self._look()
+        data, at, size = self._data, self._at, self._size
+        if size < 0 or self._held < size:
+            if at:
+                # Cheap: a bytearray forgets its beginning without moving the rest.
+                del data[:at]
+                self._at = 0
+            return None
+        message: Buffer
+        if self._large is not None:
+            message, self._large = self._large.take(), None
+        else:
+            message = bytes(memoryview(data)[at : at + size])
+            self._at = at + size
+        self._size = -1
+        return decompress(message, self._encoding, self._limit) if self._packed else message
+
+    def single(self, ended: bool) -> Buffer | None:
+        """For calls that take one message: it, once the call has `ended`. Raises GrpcFault when it is not just one."""
+        self._look()
+        size, held = self._size, self._held
+        if 0 <= size < held:
+            raise GrpcFault(Status.INTERNAL, "the call takes one message, but more was sent")
+        if not ended:
+            return None
+        if held < size or size < 0:
+            what = "only a part of its message" if held or size >= 0 else "no message"
+            raise GrpcFault(Status.INTERNAL, f"the call has ended with {what}")
+        return self.next()
+
+    def _look(self) -> None:
+        if self._size < 0 and len(self._data) - self._at >= 5:
+            self._size = check_prefix(self._data, self._at, self._limit, self._encoding)
+            self._packed = self._data[self._at] == 1
+            self._at += 5
+            if self._size >= LARGE:
+                self._large = SizedBody(self._size)
+                self._at = self._large.feed(self._data, self._at)
+
+
+def check_prefix(buffer: Buffer, at: int, limit: int, encoding: bytes) -> int:
+    """The length that the five-byte prefix at `at` announces."""
+    size: int = _size(buffer, at + 1)[0]
+    if buffer[at] == 1:
+        if not encoding:
+            raise GrpcFault(
+                Status.INTERNAL, "the message is marked as compressed, but grpc-encoding names no compression"
+            )
+    elif buffer[at]:
+        raise GrpcFault(Status.INTERNAL, f"the message's first byte is {buffer[at]}, expected 0 or 1")
+    if size > limit:
+        raise GrpcFault(Status.RESOURCE_EXHAUSTED, f"Received message larger than max ({size} vs. {limit})")
+    return size
+
+
+def decompress(message: Buffer, encoding: bytes, limit: int) -> bytes:
+    """Raises GrpcFault for what is broken, or is more than `limit` bytes."""
+    machine = zlib.decompressobj(_WINDOW[encoding])
+    try:
+        plain = machine.decompress(message, limit + 1)
+    except zlib.error as error:
+        raise GrpcFault(Status.INTERNAL, f"the {encoding.decode()} message is broken: {error}") from None
+    if len(plain) > limit:
+        raise GrpcFault(Status.RESOURCE_EXHAUSTED, f"Decompressed message larger than max (max {limit} bytes)")
+    if not machine.eof or machine.unused_data:
+        raise GrpcFault(Status.INTERNAL, f"the {encoding.decode()} message is cut off or longer than it says")
+    return plain
+
+
+class Compression:
+    """How the responses of a call are compressed."""
+
+    __slots__ = ("_level", "_window", "encoding")
+
+    def __init__(self, encoding: bytes, level: int) -> None:
+        self.encoding = encoding
+        self._window = _WINDOW[encoding]
+        self._level = level
+
+    def pack(self, parts: Sequence[Buffer], size: int) -> tuple[int, Sequence[Buffer], int]:
+        """The prefix's first byte, the message and its size: as it was where compression gains nothing."""
+        machine = zlib.compressobj(self._level, zlib.DEFLATED, self._window)
+        packed = [piece for part in parts if (piece := machine.compress(part))]
+        packed.append(machine.flush())
+        smaller = sum([len(piece) for piece in packed])
+        return (1, packed, smaller) if smaller < size else (0, parts, size)
+
+
+def choose_compression(level: str, accepted: bytes) -> Compression | None:
+    """By the flag's level (`none` for none) and the client's grpc-accept-encoding."""
+    if level not in _LEVELS:
+        return None
+    names = {name.strip() for name in accepted.split(b",")}
+    candidates, strength = _LEVELS[level]
+    return next((Compression(name, strength) for name in candidates if name in names), None)
