@@ -33,9 +33,35 @@ class Grpc:
     message: dict[str, Json] = field(default_factory=dict)
     settle: bool = False
     service: str = "inference.GRPCInferenceService"
+    metadata: tuple[tuple[str, str], ...] = ()
+    #: "gzip" or "deflate": how the message is compressed.
+    compression: str = ""
 
 
-Case = Http | Grpc
+@dataclass(frozen=True)
+class Stream:
+    """One ModelStreamInfer call: all messages are sent, then the client half-closes.
+
+    `by_id`: answers of decoupled models interleave as they like, so they are put in the order of their ids.
+    """
+
+    name: str
+    messages: tuple[dict[str, Json], ...]
+    metadata: tuple[tuple[str, str], ...] = ()
+    by_id: bool = False
+    compression: str = ""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A look into the shared memory region that the client made: what the server has written there."""
+
+    name: str
+    offset: int
+    size: int
+
+
+Case = Http | Grpc | Stream | Memory
 
 
 def text(body: Json) -> bytes:
@@ -46,8 +72,8 @@ def post(name: str, path: str, body: Json, headers: dict[str, str] | None = None
     return Http(f"http {name}", "POST", path, text(body), headers or {}, settle)
 
 
-def get(name: str, path: str) -> Http:
-    return Http(f"http {name}", "GET", path)
+def get(name: str, path: str, headers: dict[str, str] | None = None) -> Http:
+    return Http(f"http {name}", "GET", path, headers=headers or {})
 
 
 def infer(name: str, model: str, body: Json, headers: dict[str, str] | None = None) -> Http:

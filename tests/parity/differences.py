@@ -6,10 +6,13 @@ Each entry says which cases it concerns and turns Triton's answer into ours, so 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from parity.models import PYTHON_MODELS
 
 Answer = dict[str, Any]
 
@@ -112,14 +115,83 @@ _INSTANCE = r"Failed to process the request(s) for model instance '\1', message:
 NEWEST = "the newest Triton says so"
 UNKNOWN_ID = "[request id: <id_unknown>] "
 EXTENSIONS = [
+    "classification",
     "model_repository",
     "model_repository(unload_dependents)",
     "schedule_policy",
     "model_configuration",
+    "system_shared_memory",
+    "cuda_shared_memory",
     "binary_tensor_data",
     "parameters",
     "statistics",
+    "trace",
+    "logging",
 ]
+STATUSES = {"0": 400, "1": 500, "2": 404, "3": 400, "4": 503, "5": 501, "6": 400, "7": 400}
+#: What the model `seen` saw of a request with these parameters and nothing else.
+SEEN = '{"correlation_id": 0, "flags": 0, "id": "", "outputs": ["SEEN", "SIZE"], "parameters": %s, "timeout": 0}'
+#: What adding A and B gives, whichever way they came.
+ADDED = {
+    "status": 200,
+    "headers": {"Content-Type": "application/json"},
+    "body": {
+        "model_name": "add_sub",
+        "model_version": "1",
+        "outputs": [
+            {"name": "OUTPUT0", "datatype": "FP32", "shape": [1, 3], "data": [11.0, 22.0, 33.5]},
+            {"name": "OUTPUT1", "datatype": "FP32", "shape": [1, 3], "data": [-9.0, -18.0, -27.5]},
+        ],
+    },
+}
+
+
+def status(code: int) -> Callable[[Answer], Answer]:
+    return lambda golden: {**golden, "status": code}
+
+
+def becomes(answer: Answer) -> Callable[[Answer], Answer]:
+    """Our answer, whatever Triton's is."""
+    return lambda golden: answer
+
+
+def output(model: str, name: str, datatype: str, data: list[Any], shape: list[int] | None = None) -> Answer:
+    """An inference with this one output in JSON."""
+    tensor = {"name": name, "datatype": datatype, "shape": shape or [len(data)], "data": data}
+    body = {"model_name": model, "model_version": "1", "outputs": [tensor]}
+    return {"status": 200, "headers": {"Content-Type": "application/json"}, "body": body}
+
+
+def text_of(pattern: str, ours: str) -> Callable[[Answer], Answer]:
+    """The answer with `pattern` replaced wherever it stands in its JSON form."""
+    return lambda golden: json.loads(re.sub(pattern, ours, json.dumps(golden)))
+
+
+def encoded(golden: Answer) -> Answer:
+    return {**golden, "headers": {**golden["headers"], "Content-Encoding": "gzip"}}
+
+
+def plain(golden: Answer) -> Answer:
+    return {**golden, "headers": {k: v for k, v in golden["headers"].items() if k != "Content-Encoding"}}
+
+
+def _reserved(name: str) -> Callable[[Answer], Answer]:
+    """The refusal of a header, in the form of the call."""
+    message = f"Header '{name}' is reserved for Triton usage and cannot be forwarded."
+
+    def change(golden: Answer) -> Answer:
+        if "status" in golden:
+            return http(400, message)(golden)
+        if "replies" in golden:
+            return {"code": "OK", "replies": [{"error_message": message, "infer_response": {}}]}
+        return grpc("INVALID_ARGUMENT", message)(golden)
+
+    return change
+
+
+def _undecodable(kind: str, why: str) -> Callable[[Answer], Answer]:
+    return http(400, f"failed to decompress the {kind} request body: {why}")
+
 
 DIFFERENCES: tuple[Difference, ...] = (
     Difference(
@@ -221,14 +293,16 @@ DIFFERENCES: tuple[Difference, ...] = (
             "http infer add_sub: batches differ",
             "grpc infer add_sub: batches differ",
             "grpc infer add_sub: no batch dimension",
+            "http infer add_sub: generated 112, one dimension less (binary)",
         ),
         error("input 'INPUT0'", "input 'INPUT1'"),
     ),
     Difference(
         "too few elements",
         f"{NEWEST}: its text tells too few from too many",
-        ("http infer add_sub: too few elements",),
+        re.compile(r"http infer (add_sub: too few elements|\w+: generated \d+, element missing \(JSON\))"),
         http(500, "Failed to parse 'data' field: shape does not match true shape"),
+        when=lambda golden: "true shape" in golden["body"].get("error", ""),
     ),
     Difference(
         "inputs are listed as sent",
@@ -271,8 +345,9 @@ DIFFERENCES: tuple[Difference, ...] = (
     Difference(
         "a raw request's input has its own name",
         "'raw_input' is not the name of any input",
-        ("http infer linear: raw, wrong size",),
-        error("'raw_input'", "'x'"),
+        re.compile(r"http infer \w+: raw(,| request).*"),
+        lambda golden: error("'raw_input'", "'x'" if "'linear'" in golden["body"]["error"] else "'X'")(golden),
+        when=lambda golden: "'raw_input'" in golden["body"].get("error", ""),
     ),
     Difference(
         "the type is checked first",
@@ -283,14 +358,21 @@ DIFFERENCES: tuple[Difference, ...] = (
     Difference(
         "a string that is cut off is found before the model runs",
         f"{NEWEST}: one bad request does not spoil a batch",
-        ("http infer text: string cut off", "grpc infer text: string cut off"),
+        (
+            "http infer text: string cut off",
+            "grpc infer text: string cut off",
+            "http infer text: memory, strings cut off",
+        ),
         error("^incomplete string data for inference input 'TEXT'", rf"{UNKNOWN_ID}\g<0> for model 'text'"),
     ),
     Difference(
         "failures in a Python model name the instance",
         f"{NEWEST}: its text goes before the old one, which stays whole",
-        re.compile(r"(http|grpc) infer (raises|miscount|not_a_list|wrong_item): run"),
-        error(r"^Failed to process the request\(s\) for model '(\w+)', message: ", _INSTANCE),
+        re.compile(
+            r"(http|grpc) infer (raises|miscount|not_a_list|wrong_item): run|grpc stream with an exception|"
+            r"http generate(_stream)? raises: an exception"
+        ),
+        text_of(r"Failed to process the request\(s\) for model '(\w+)', message: ", _INSTANCE),
     ),
     Difference(
         "more raw contents than inputs",
@@ -340,5 +422,271 @@ DIFFERENCES: tuple[Difference, ...] = (
         "as above",
         ("http explicit: unload, dependents is no boolean",),
         http(500, "attempt to access JSON non-boolean as boolean"),
+    ),
+    Difference(
+        "FP16 may be JSON",
+        "nothing speaks against it",
+        ("http infer types: FP16 in JSON", "http infer types: FP16 in binary, JSON out"),
+        becomes(output("types", "OUTPUT_FP16", "FP16", [1.0])),
+    ),
+    Difference(
+        "FP16 may be generated",
+        "as above",
+        ("http generate types: FP16",),
+        lambda golden: {
+            "status": 200,
+            "headers": golden["headers"],
+            "body": {"OUTPUT_FP16": 1.5, "model_name": "types", "model_version": "1"},
+        },
+    ),
+    Difference(
+        "FP16 may be streamed",
+        "as above",
+        ("http generate_stream types: FP16",),
+        becomes(
+            {
+                "status": 200,
+                "headers": {"Content-Type": "text/event-stream; charset=utf-8"},
+                "text": 'data: {"OUTPUT_FP16":1.5,"model_name":"types","model_version":"1"}\n\n',
+            }
+        ),
+    ),
+    Difference(
+        "a type that the model has not is refused as such",
+        "asking for binary data would not help",
+        ("http infer types: generated 150, datatype (JSON)",),
+        http(
+            400, "[request id: a b] inference input 'INPUT_FP32' data-type is 'FP16', but model 'types' expects 'FP32'"
+        ),
+    ),
+    Difference(
+        "more classes than fit in 32 bits are all classes",
+        "Triton cuts the number off: 2^33 is 0 and means no classification",
+        ("http infer classes: classify 8589934592 classes",),
+        becomes(
+            output(
+                "classes",
+                "SCORES",
+                "BYTES",
+                ["2.000000:1:dog", "0.500000:3", "0.250000:0:cat", "-1.500000:2:the quick: \u00e9 fox"],
+                [1, 4],
+            )
+        ),
+    ),
+    *(
+        Difference(
+            f"a header length of {value}",
+            "digits alone are a length",
+            (f"http infer linear: header length {value}",),
+            http(400, f"Unable to parse Inference-Header-Content-Length, got: {value}"),
+        )
+        for value in ("+0", "0x0")
+    ),
+    Difference(
+        "an object among a tensor's data holds base64",
+        "an extension of ours; anything else is still refused",
+        ("http generate chat: an object for a tensor",),
+        http(400, 'an object among the data of input \'text_input\' must be {"b64": "<base64 text>"}'),
+    ),
+    Difference(
+        "an unsigned integer stays one",
+        "Triton makes a double of what is beyond 63 bits",
+        ("http generate chat: a huge integer parameter",),
+        text_of(r"9\.223372036854776e\+18", "9223372036854775808"),
+    ),
+    *(
+        Difference(
+            f"generate gives an error of kind {code} its status",
+            f"{NEWEST}; the recorded release says 400 to everything",
+            (f"http generate errors: error {code}", f"http generate_stream errors: error {code}"),
+            status(STATUSES[code]),
+            when=lambda golden: golden["status"] == 400,
+        )
+        for code in ("1", "2", "4", "5")
+    ),
+    Difference(
+        "generate gives a failed model its status",
+        "as above",
+        re.compile("http generate(_stream)? (raises: an exception|repeat: input missing)"),
+        status(500),
+    ),
+    Difference(
+        "generate gives a decoupled model's error its status",
+        "as above",
+        re.compile("http generate(_stream)? repeat: an error (alone|first).*"),
+        status(404),
+        when=lambda golden: golden["status"] == 400,
+    ),
+    Difference(
+        "of two members of one name the last counts",
+        "as most readers of JSON have it, and as it is in every other body; Triton takes both",
+        ("http generate chat: a name twice",),
+        lambda golden: {
+            "status": 200,
+            "headers": golden["headers"],
+            "body": {"model_name": "chat", "model_version": "1", "seen": "{}", "text_output": "b"},
+        },
+    ),
+    Difference(
+        "of two parameters of one name the last counts",
+        "as above; Triton hands on both, and the model sees the first",
+        ("http generate chat: a parameter twice",),
+        text_of(r"(k\W+)1", r"\g<1>2"),
+    ),
+    Difference(
+        "a generate body may be compressed",
+        "as every other body; this one is not, whatever its header says",
+        ("http generate chat: gzip said", "http generate_stream chat: gzip said"),
+        _undecodable("gzip", "incorrect header check"),
+    ),
+    *(
+        Difference(
+            f"a body that cannot be decompressed: {case}",
+            "Triton goes on with nothing, or with what it has",
+            (f"http infer add_sub: {case}",),
+            _undecodable(kind, why),
+        )
+        for case, kind, why in (
+            ("deflate body without zlib's head", "deflate", "incorrect header check"),
+            ("gzip said, plain sent", "gzip", "incorrect header check"),
+            ("deflate said, plain sent", "deflate", "incorrect header check"),
+            ("gzip body cut off", "gzip", "it is cut off"),
+            ("gzip body with bytes behind", "gzip", "incorrect header check"),
+        )
+    ),
+    *(
+        Difference(title, reason, (f"http infer add_sub: {case}",), becomes(ADDED))
+        for case, title, reason in (
+            ("empty encoding", "an empty encoding is none", "a header without value says nothing"),
+            ("GZIP in capitals", "encodings have no case", "RFC 9110, 8.4.1"),
+            ("x-gzip", "x-gzip is gzip", "RFC 9110, 8.4.1.3"),
+            ("two gzip members", "gzip has members", "RFC 1952, 2.2"),
+        )
+    ),
+    Difference(
+        "a compressed empty body is an empty body",
+        f"{NEWEST}; only a header length of 0 makes a raw request",
+        ("http infer add_sub: gzip of nothing",),
+        http(500, "failed to parse the request JSON buffer: The document is empty. at 0"),
+    ),
+    Difference(
+        "every body may be compressed",
+        "Triton decompresses those of infer alone and takes the others for broken JSON",
+        ("http index, gzip",),
+        lambda golden: {
+            "status": 200,
+            "headers": golden["headers"],
+            "body": [
+                {"name": name, "version": version, "state": "READY"}
+                for name in sorted([*PYTHON_MODELS, "linear", "versions"])
+                for version in (("1", "3", "10") if name == "versions" else ("1",))
+            ],
+        },
+    ),
+    Difference(
+        "what a client accepts has no case and may have blanks",
+        "RFC 9110, 12.5.3",
+        re.compile("http infer counted: accept '(GZIP|gzip; q=1.0|gzip ; q=1)'"),
+        encoded,
+    ),
+    Difference(
+        "a weight is at most 1",
+        "RFC 9110, 12.4.2: what cannot be read is not accepted",
+        ("http infer counted: accept 'gzip;q=2'",),
+        plain,
+    ),
+    Difference(
+        "an unknown type is named as such",
+        "one text, however the data come",
+        re.compile(r"http infer \w+: generated \d+, unknown datatype \(binary\)"),
+        lambda golden: http(400, "invalid datatype for input " + golden["body"]["error"].split("'")[1])(golden),
+    ),
+    *(
+        Difference(
+            f"{name} is no unsigned number",
+            "Triton reads as much as it can and wraps around",
+            (case,),
+            http(400, message) if case.startswith("http") else grpc("INVALID_ARGUMENT", message),
+        )
+        for name, case, message in (
+            ("-3", "http trace: rate is negative", "Unable to parse 'trace_rate', got: -3"),
+            ("5x", "http trace: rate with a tail", "Unable to parse 'trace_rate', got: 5x"),
+            ("-1", "http trace: log frequency is negative", "Unable to parse 'log_frequency', got: -1"),
+            ("-3 over gRPC", "grpc trace: rate is negative", "Unable to parse 'trace_rate', got: -3"),
+        )
+    ),
+    Difference(
+        "a level beyond 32 bits is refused",
+        "Triton cuts it off",
+        ("http log: verbose is huge",),
+        http(500, "attempt to access JSON non-unsigned-integer as unsigned-integer"),
+    ),
+    Difference(
+        "a header's value ends where its text ends",
+        "RFC 9112, 5.1: blanks around it are not part of it",
+        ("http infer seen: header with spaces", "http infer seen: header empty"),
+        text_of(r'(a b)?  ?\\"\}', r'\1\\"}'),
+    ),
+    *(
+        Difference(
+            f"the header {name} is not forwarded",
+            NEWEST,
+            cases,
+            _reserved(name),
+        )
+        for name, cases in {
+            "sequence_id": (
+                "http infer seen: header that is reserved",
+                "grpc header reserved",
+                "grpc stream header reserved",
+            ),
+            "triton_y": ("http infer seen: header that begins with triton_",),
+            "triton_z": ("grpc header triton_", "grpc stream header triton_"),
+        }.items()
+    ),
+    *(
+        Difference(f"a key cannot be {name}", NEWEST, (f"http memory: register, {case}",), http(400, message))
+        for name, case, message in (
+            (
+                "slashes alone",
+                "a key of slashes",
+                "cannot register shared memory region 'bad' - invalid shm key '//'",
+            ),
+            (
+                "one of the backend's",
+                "a reserved key",
+                "cannot register shared memory region 'bad' with key '/triton_python_backend_shm_region_x' "  # noqa: ISC004
+                "as the key contains the reserved prefix 'triton_python_backend_shm_region_'",
+            ),
+        )
+    ),
+    Difference(
+        "a key may be registered twice",
+        "Triton reuses the number of a file that it has closed",
+        ("http memory: register a key again",),
+        becomes({"status": 200, "headers": {"Content-Type": "application/json"}}),
+    ),
+    Difference(
+        "an offset may be any",
+        "Triton maps from the offset on, which works for whole pages alone",
+        ("http memory: register with an offset within a page",),
+        becomes({"status": 200, "headers": {"Content-Type": "application/json"}}),
+    ),
+    Difference(
+        "a header that is no UTF-8",
+        "Triton hands its bytes to the model, where they raise; here what cannot be read is marked",
+        ("http infer seen: header in latin-1",),
+        lambda golden: {
+            "status": 200,
+            "headers": golden["headers"],
+            "body": {
+                "model_name": "seen",
+                "model_version": "1",
+                "outputs": [
+                    {"name": "SEEN", "datatype": "BYTES", "shape": [1], "data": [SEEN % '{"x-a": "\\ufffd"}']},
+                    {"name": "SIZE", "datatype": "INT32", "shape": [1], "data": [7]},
+                ],
+            },
+        },
     ),
 )

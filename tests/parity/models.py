@@ -6,6 +6,7 @@ the same name, tensors and config.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 HEAD = """import json
@@ -252,6 +253,125 @@ FAILS = """class TritonPythonModel:
         return []
 """
 
+#: Decoupled: one response per element of IN, each with its index. A negative element is an error instead. Where
+#: LAST is true the last response is the final one; else an empty final follows.
+REPEAT = """class TritonPythonModel:
+    def execute(self, requests):
+        for request in requests:
+            values = pb_utils.get_input_tensor_by_name(request, "IN").as_numpy().reshape(-1)
+            last = pb_utils.get_input_tensor_by_name(request, "LAST")
+            sender = request.get_response_sender()
+            for index, value in enumerate(values):
+                if value < 0:
+                    error = pb_utils.TritonError("no answer to %d" % value, pb_utils.TritonError.NOT_FOUND)
+                    response = pb_utils.InferenceResponse(output_tensors=[], error=error)
+                else:
+                    out = pb_utils.Tensor("OUT", np.array([value], dtype=np.int32))
+                    idx = pb_utils.Tensor("IDX", np.array([index], dtype=np.uint32))
+                    response = pb_utils.InferenceResponse(output_tensors=[out, idx])
+                final = last is not None and last.as_numpy()[0] and index == len(values) - 1
+                sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
+            if last is None or not last.as_numpy()[0] or not len(values):
+                sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        return None
+"""
+
+REPEAT_CONFIG = """
+backend: "python"
+model_transaction_policy { decoupled: true }
+input [
+  { name: "IN" data_type: TYPE_INT32 dims: [ -1 ] },
+  { name: "LAST" data_type: TYPE_BOOL dims: [ 1 ] optional: true }
+]
+output [
+  { name: "OUT" data_type: TYPE_INT32 dims: [ 1 ] },
+  { name: "IDX" data_type: TYPE_UINT32 dims: [ 1 ] }
+]
+"""
+
+#: X under several types, for classification; only three of the four classes have a label.
+CLASSES = """KINDS = {
+    "SCORES": np.float32, "WHOLE": np.int32, "TINY": np.uint8, "DOUBLE": np.float64, "HALF": np.float16, "FLAG": bool
+}
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        responses = []
+        for request in requests:
+            x = pb_utils.get_input_tensor_by_name(request, "X").as_numpy()
+            wanted = request.requested_output_names()
+            tensors = [pb_utils.Tensor(n, x.astype(t)) for n, t in KINDS.items() if n in wanted]
+            if "GRID" in wanted:
+                tensors.append(pb_utils.Tensor("GRID", x.reshape(-1, 2, 2)))
+            responses.append(pb_utils.InferenceResponse(output_tensors=tensors))
+        return responses
+"""
+
+CLASSES_CONFIG = """
+backend: "python"
+max_batch_size: 4
+input [ { name: "X" data_type: TYPE_FP32 dims: [ 4 ] } ]
+output [
+  { name: "SCORES" data_type: TYPE_FP32 dims: [ 4 ] label_filename: "labels.txt" },
+  { name: "WHOLE" data_type: TYPE_INT32 dims: [ 4 ] label_filename: "labels.txt" },
+  { name: "TINY" data_type: TYPE_UINT8 dims: [ 4 ] },
+  { name: "DOUBLE" data_type: TYPE_FP64 dims: [ 4 ] },
+  { name: "HALF" data_type: TYPE_FP16 dims: [ 4 ] },
+  { name: "FLAG" data_type: TYPE_BOOL dims: [ 4 ] },
+  { name: "GRID" data_type: TYPE_FP32 dims: [ 2, 2 ] label_filename: "labels.txt" }
+]
+"""
+
+LABELS = "cat\ndog\nthe quick: \u00e9 fox\n"
+
+#: A language model's tensors, for generate: the answer is the prompt `max_tokens` times; parameters are echoed.
+CHAT = """class TritonPythonModel:
+    def execute(self, requests):
+        responses = []
+        for request in requests:
+            prompt = pb_utils.get_input_tensor_by_name(request, "text_input").as_numpy().reshape(-1)
+            times = pb_utils.get_input_tensor_by_name(request, "max_tokens")
+            times = 1 if times is None else int(times.as_numpy().reshape(-1)[0])
+            text = np.array([p * times for p in prompt], dtype=object)
+            seen = json.dumps(json.loads(request.parameters() or "{}"), sort_keys=True).encode()
+            responses.append(
+                pb_utils.InferenceResponse(
+                    output_tensors=[
+                        pb_utils.Tensor("text_output", text),
+                        pb_utils.Tensor("seen", np.array([seen], dtype=object)),
+                    ]
+                )
+            )
+        return responses
+"""
+
+CHAT_CONFIG = """
+backend: "python"
+input [
+  { name: "text_input" data_type: TYPE_STRING dims: [ -1 ] },
+  { name: "max_tokens" data_type: TYPE_INT32 dims: [ 1 ] optional: true },
+  { name: "parameters" data_type: TYPE_STRING dims: [ 1 ] optional: true }
+]
+output [
+  { name: "text_output" data_type: TYPE_STRING dims: [ -1 ] },
+  { name: "seen" data_type: TYPE_STRING dims: [ 1 ] }
+]
+"""
+#: The same without a tensor that has the name of generate's keyword.
+PLAIN_CHAT_CONFIG = CHAT_CONFIG.replace(
+    """,
+  { name: "parameters" data_type: TYPE_STRING dims: [ 1 ] optional: true }""",
+    "",
+)
+
+#: Two open dimensions.
+GRID_CONFIG = """
+backend: "python"
+input [ { name: "X" data_type: TYPE_INT8 dims: [ -1, -1 ] } ]
+output [ { name: "Y" data_type: TYPE_INT8 dims: [ -1, -1 ] } ]
+"""
+
 PYTHON_MODELS = {
     "add_sub": (ADD_SUB, ADD_SUB_CONFIG),
     "types": (IDENTITY, IDENTITY_CONFIG),
@@ -267,6 +387,11 @@ PYTHON_MODELS = {
     "seen": (SEEN, SEEN_CONFIG),
     "reshape": (RESHAPE, RESHAPE_CONFIG),
     "wide": (COUNTED, WIDE_CONFIG),
+    "repeat": (REPEAT, REPEAT_CONFIG),
+    "classes": (CLASSES, CLASSES_CONFIG),
+    "chat": (CHAT, PLAIN_CHAT_CONFIG),
+    "chat_parameters": (CHAT, CHAT_CONFIG),
+    "grid": (COUNTED, GRID_CONFIG),
 }
 
 #: Present in the explicit repository only: a server that must load all its models would not start.
@@ -279,10 +404,18 @@ BROKEN_MODELS = {
 }
 
 
-def write_repository(root: Path, *, oracle: bool, broken: bool = False) -> None:
-    """Writes all models under `root`; `oracle` for the real Triton, `broken` adds the models that cannot load."""
+def write_repository(root: Path, *, oracle: bool, broken: bool = False, only: Sequence[str] | None = None) -> None:
+    """Writes the models under `root`: all, or `only` some Python models.
+
+    `oracle` for the real Triton, `broken` adds the models that cannot load.
+    """
     for name, (code, config) in {**PYTHON_MODELS, **(BROKEN_MODELS if broken else {})}.items():
-        _python(root / name, [1], code, config)
+        if only is None or name in only:
+            _python(root / name, [1], code, config)
+    if only is None or "classes" in only:
+        (root / "classes" / "labels.txt").write_text(LABELS)
+    if only is not None:
+        return
     _python(root / "versions", [1, 3, 10], VERSION, VERSION_CONFIG)
     if oracle:
         _python(root / "linear", [1], LINEAR, 'backend: "python"\n' + LINEAR_CONFIG)

@@ -15,7 +15,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE.parent)]
 
-from parity import cases, models  # noqa: E402
+from parity import models  # noqa: E402
+from parity.modes import MODES  # noqa: E402
 from parity.replay import replay  # noqa: E402
 from support.server import Server  # noqa: E402
 
@@ -23,25 +24,22 @@ from support.server import Server  # noqa: E402
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--triton", type=Path, default=ROOT / ".cache" / "triton", help="where Triton is installed")
-    parser.add_argument("--only", choices=("none", "explicit"), help="record only one of the two servers")
+    parser.add_argument("--only", choices=tuple(MODES), help="record only one of the servers")
     options = parser.parse_args()
     command = (str(options.triton / "tritonserver"),)
     if not Path(command[0]).exists():
         parser.error(f"{command[0]} is not there: run `bench/triton/setup.sh {options.triton}` first, or pass --triton")
     golden_file = HERE / "golden.json"
     golden = json.loads(golden_file.read_text()) if golden_file.exists() else {}
-    for mode, asked, flags in (
-        ("none", cases.NONE, ()),
-        ("explicit", cases.EXPLICIT, cases.EXPLICIT_FLAGS),
-    ):
-        if options.only not in (None, mode):
+    for name, mode in MODES.items():
+        if options.only not in (None, name):
             continue
         with tempfile.TemporaryDirectory() as directory:
             repository = Path(directory).resolve()
-            models.write_repository(repository, oracle=True, broken=mode == "explicit")
-            with Server(repository, *flags, command=command, timeout=120) as server:
-                golden[mode] = replay(server, asked, repository)
-        print(f"{mode}: {len(golden[mode])} answers")
+            models.write_repository(repository, oracle=True, broken=mode.broken, only=mode.models)
+            with Server(repository, *mode.flags, command=command, timeout=120) as server:
+                golden[name] = replay(server, mode.cases, repository)
+        print(f"{name}: {len(golden[name])} answers")
     golden_file.write_text(json.dumps(golden, indent=1, ensure_ascii=False, sort_keys=False) + "\n")
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import time
+import zlib
 from collections.abc import Iterable
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +18,59 @@ from google.protobuf import json_format
 from conch.pb import grpc_service_pb2 as pb
 from conch.pb import health_pb2
 from conch.pb.pool import POOL
-from parity.cases import Case, Grpc, Http
+from parity import memory
+from parity.cases import Case, Grpc, Http, Memory, Stream
 from support.server import Server
 
 Answer = dict[str, Any]
 TIMEOUT = 15.0
-KEPT_HEADERS = ("Content-Type", "Inference-Header-Content-Length")
+KEPT_HEADERS = ("Content-Type", "Inference-Header-Content-Length", "Content-Encoding", "Accept-Encoding")
+COMPRESSIONS = {"": None, "gzip": grpc.Compression.Gzip, "deflate": grpc.Compression.Deflate}
+#: Members that are maps: their order means nothing.
+MAPS = ("parameters", "settings", "regions", "response_stats")
 
 
 def replay(server: Server, cases: Iterable[Case], repository: Path) -> dict[str, Answer]:
     """Every answer by the name of its case. A server that hangs or hangs up gives an answer that says so."""
     answers: dict[str, Answer] = {}
-    with grpc.insecure_channel(server.grpc, options=[("grpc.enable_retries", 0)]) as channel:
-        for case in cases:
-            if case.name in answers:
-                raise ValueError(f"two cases are named {case.name!r}")
-            answer = ask_http(server, case) if isinstance(case, Http) else ask_grpc(channel, case)
-            answers[case.name] = mask(answer, str(repository))
-            if case.settle:
-                _settle(server)
+    shared = SharedMemory(f"conch_parity_{os.getpid()}", create=True, size=memory.SIZE)
+    names = [Path(f"/dev/shm/{shared.name}_{n + 1}") for n in range(memory.NAMES)]
+    try:
+        for name in names:
+            name.hardlink_to(f"/dev/shm/{shared.name}")
+        shared.buf[: len(memory.CONTENT)] = memory.CONTENT
+        with grpc.insecure_channel(server.grpc, options=[("grpc.enable_retries", 0)]) as channel:
+            for case in cases:
+                if case.name in answers:
+                    raise ValueError(f"two cases are named {case.name!r}")
+                answer = _ask(server, channel, case, shared)
+                answers[case.name] = mask(answer, {str(repository): "<repository>", shared.name: memory.KEY})
+                if isinstance(case, Http | Grpc) and case.settle:
+                    _settle(server)
+    finally:
+        for name in names:
+            name.unlink(missing_ok=True)
+        shared.close()
+        shared.unlink()
     return answers
 
 
-def ask_http(server: Server, case: Http) -> Answer:
+def _ask(server: Server, channel: grpc.Channel, case: Case, shared: SharedMemory) -> Answer:
+    if isinstance(case, Http):
+        return ask_http(server, case, f"/{shared.name}".encode())
+    if isinstance(case, Grpc):
+        return ask_grpc(channel, case, f"/{shared.name}")
+    if isinstance(case, Stream):
+        return ask_stream(channel, case)
+    assert isinstance(case, Memory)
+    return {"memory": bytes(shared.buf[case.offset : case.offset + case.size]).hex()}
+
+
+def ask_http(server: Server, case: Http, key: bytes = b"") -> Answer:
     connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=TIMEOUT)
+    body = case.body.replace(memory.KEY.encode(), key)
     try:
-        connection.request(case.method, case.path, body=case.body or None, headers=case.headers)
+        connection.request(case.method, case.path, body=body or None, headers=case.headers)
         response = connection.getresponse()
         body = response.read()
     except (OSError, http.client.HTTPException) as error:
@@ -49,6 +79,9 @@ def ask_http(server: Server, case: Http) -> Answer:
         connection.close()
     headers = {name: response.headers[name] for name in KEPT_HEADERS if response.headers[name] is not None}
     answer: Answer = {"status": response.status, "headers": headers}
+    if response.headers["Content-Encoding"]:
+        # Both kinds have a head that says which it is.
+        body = zlib.decompress(body, wbits=zlib.MAX_WBITS | 32)
     length = headers.get("Inference-Header-Content-Length")
     if length is not None:
         size = int(length)
@@ -62,24 +95,46 @@ def ask_http(server: Server, case: Http) -> Answer:
     return answer
 
 
-def ask_grpc(channel: grpc.Channel, case: Grpc) -> Answer:
+def ask_grpc(channel: grpc.Channel, case: Grpc, key: str = "") -> Answer:
     types = _types(case)
-    request = json_format.ParseDict(case.message, types[0]()).SerializeToString() if types else b""
+    asked = json.loads(json.dumps(case.message).replace(memory.KEY, key))
+    request = json_format.ParseDict(asked, types[0]()).SerializeToString() if types else b""
     call = channel.unary_unary(f"/{case.service}/{case.rpc}")
     try:
-        data = call(request, timeout=TIMEOUT)
+        data = call(request, timeout=TIMEOUT, metadata=case.metadata, compression=COMPRESSIONS[case.compression])
     except grpc.RpcError as error:
         return {"code": error.code().name, "message": error.details()}
     if types is None:
         return {"code": "OK", "message": data.hex()}
     reply = types[1].FromString(data)
-    message = json_format.MessageToDict(
-        reply,
+    return {"code": "OK", "message": _plain(reply, zeroes=case.rpc == "ModelStatistics")}
+
+
+def ask_stream(channel: grpc.Channel, case: Stream) -> Answer:
+    messages = [json_format.ParseDict(m, pb.ModelInferRequest()).SerializeToString() for m in case.messages]
+    call = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")(
+        iter(messages), timeout=TIMEOUT, metadata=case.metadata, compression=COMPRESSIONS[case.compression]
+    )
+    replies: list[Any] = []
+    try:
+        for data in call:
+            replies.append(_plain(pb.ModelStreamInferResponse.FromString(data)))  # noqa: PERF401
+    except grpc.RpcError as error:
+        status = {"code": error.code().name, "message": error.details()}
+    else:
+        status = {"code": "OK"}
+    if case.by_id:
+        replies.sort(key=lambda reply: reply.get("infer_response", {}).get("id", ""))
+    return {**status, "replies": replies}
+
+
+def _plain(message: Any, *, zeroes: bool = False) -> Any:
+    return json_format.MessageToDict(
+        message,
         preserving_proto_field_name=True,
-        always_print_fields_with_no_presence=case.rpc == "ModelStatistics",
+        always_print_fields_with_no_presence=zeroes,
         descriptor_pool=POOL,
     )
-    return {"code": "OK", "message": message}
 
 
 def _types(case: Grpc) -> tuple[Any, Any] | None:
@@ -90,10 +145,13 @@ def _types(case: Grpc) -> tuple[Any, Any] | None:
     return (getattr(pb, names[0]), getattr(pb, names[1])) if hasattr(pb, names[0]) else None
 
 
-def mask(value: Any, repository: str) -> Any:
-    """`value` without what differs from run to run: times, the server's version, where the repository lies."""
+def mask(value: Any, words: dict[str, str]) -> Any:
+    """`value` without what differs from run to run: times, the server's version, where things lie (`words`)."""
     if isinstance(value, dict):
-        masked = {key: mask(item, repository) for key, item in value.items()}
+        masked = {key: mask(item, words) for key, item in value.items()}
+        for name in MAPS:
+            if isinstance(masked.get(name), dict):
+                masked[name] = dict(sorted(masked[name].items()))
         if "ns" in masked and "count" in masked:
             masked["ns"] = "<ns>"
         if masked.get("last_inference", 0) not in (0, "0"):
@@ -102,9 +160,10 @@ def mask(value: Any, repository: str) -> Any:
             masked["version"] = "<version>"
         return masked
     if isinstance(value, list):
-        return [mask(item, repository) for item in value]
+        return [mask(item, words) for item in value]
     if isinstance(value, str):
-        return value.replace(repository, "<repository>")
+        for word, name in words.items():
+            value = value.replace(word, name)
     return value
 
 

@@ -3,41 +3,54 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from parity import cases, models
+from parity import models
 from parity.differences import DIFFERENCES, Difference
+from parity.modes import MODES
 from parity.replay import Answer, replay, text
 from support.server import Server
 
 GOLDEN: dict[str, dict[str, Answer]] = json.loads((Path(__file__).parent / "golden.json").read_text())
-ASKED = {"none": cases.NONE, "explicit": cases.EXPLICIT}
-FLAGS: dict[str, tuple[str, ...]] = {"none": (), "explicit": cases.EXPLICIT_FLAGS}
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, Answer]]]:
-    """What Conch answers, by mode and case; each server is started once and asked everything in order."""
-    found = {}
-    for mode, asked in ASKED.items():
-        repository = tmp_path_factory.mktemp(mode).resolve()
-        models.write_repository(repository, oracle=False, broken=mode == "explicit")
-        with Server(repository, *FLAGS[mode]) as server:
-            found[mode] = replay(server, asked, repository)
-    return found
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Answer]]:
+    """What Conch answers in a mode, by case; each server is started once, when first needed, and asked all in order."""
+
+    @cache
+    def ask(name: str) -> dict[str, Answer] | Exception:
+        mode = MODES[name]
+        repository = tmp_path_factory.mktemp(name).resolve()
+        models.write_repository(repository, oracle=False, broken=mode.broken, only=mode.models)
+        try:
+            with Server(repository, *mode.flags, *mode.ours) as server:
+                return replay(server, mode.cases, repository)
+        except Exception as failure:
+            return failure
+
+    def answers_of(name: str) -> dict[str, Answer]:
+        found = ask(name)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    return answers_of
 
 
 @pytest.mark.parametrize(
-    ("mode", "name"), [pytest.param(mode, case.name, id=case.name) for mode, asked in ASKED.items() for case in asked]
+    ("mode", "name"),
+    [pytest.param(name, case.name, id=case.name) for name, mode in MODES.items() for case in mode.cases],
 )
-def test_answer(answers: dict[str, dict[str, Answer]], mode: str, name: str) -> None:
+def test_answer(answers: Callable[[str], dict[str, Answer]], mode: str, name: str) -> None:
     """Conch answers as Triton does, except where a difference is intended and written down."""
-    golden, ours = GOLDEN[mode][name], answers[mode][name]
+    golden, ours = GOLDEN[mode][name], answers(mode)[name]
     wanted = golden
     for difference in _differences(mode, name, golden):
         wanted = difference.apply(wanted)
@@ -60,7 +73,7 @@ def test_difference_is_real(difference: Difference) -> None:
 def test_every_case_was_recorded() -> None:
     """golden.json holds exactly the cases: `record.py` was run after they were changed."""
     assert {mode: list(answers) for mode, answers in GOLDEN.items()} == {
-        mode: [case.name for case in asked] for mode, asked in ASKED.items()
+        name: [case.name for case in mode.cases] for name, mode in MODES.items()
     }
 
 
