@@ -13,7 +13,7 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 LINTED := src tests bench
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test bench proto format clean lint tools
+.PHONY: help install demo check test bench soak proto format clean lint tools
 
 help: ## list what can be made
 	@echo "usage: make TARGET"
@@ -30,9 +30,12 @@ check: $(INSTALLED) lint ## lint, types, layers and the fast tests: less than a 
 test: $(INSTALLED) tools lint ## everything, as in CI
 	$(PYTEST)
 
-bench: $(INSTALLED) ## Conch beside the real Triton, about ten minutes (ARGS=--quick: two)
+bench: $(INSTALLED) ## Conch beside the real Triton, about 16 minutes (ARGS=--quick: five)
 	bench/triton/setup.sh
 	$(BIN)/python bench/compare.py $(ARGS)
+
+soak: $(INSTALLED) ## mixed load with clients that misbehave: nothing may leak (MINUTES=30)
+	$(BIN)/python tests/fault/soak.py --minutes $(or $(MINUTES),30)
 
 proto: $(INSTALLED) ## generate src/conch/pb from proto/
 	PYTHON=$(CURDIR)/$(BIN)/python sh proto/generate.sh

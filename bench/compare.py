@@ -18,9 +18,9 @@ from pathlib import Path
 from rich.console import Console
 
 from figures import FigureError, Sample, order
-from load import Workload, run
+from load import Driver, Workload
 from models import IMAGE_SHAPE
-from plan import WORKLOADS, Plan
+from plan import WORKLOADS, Plan, Planned
 from raw import best_rate
 from report import Extra, Result, as_json, extras_of, print_report
 from repositories import write_identities, write_repositories
@@ -57,11 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with ExitStack() as stack:
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="conch-bench-")))
-            ours_at, theirs_at = write_repositories(place, cnn=cnn)
+            ours_at, theirs_at = write_repositories(place, {p.workload.model for p in chosen})
             theirs = stack.enter_context(Server("Triton", [str(triton)], theirs_at, timeout=120))
             ours = stack.enter_context(Server("Conch", options.conch.split(), ours_at))
             rounds = [Rounds(p.workload) for p in chosen]
-            _measure(rounds, ours, theirs, perf_analyzer, plan)
+            _measure(chosen, rounds, ours, theirs, Driver(perf_analyzer), plan)
             results = [Result.of(p, r.ours, r.theirs, r.failures) for p, r in zip(chosen, rounds, strict=True)]
             raw = None
             if cnn:
@@ -81,26 +81,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _measure(all_rounds: Sequence[Rounds], ours: Server, theirs: Server, perf_analyzer: Path, plan: Plan) -> None:
-    for rounds in all_rounds:
-        workload = rounds.workload
+def _measure(
+    chosen: Sequence[Planned], all_rounds: Sequence[Rounds], ours: Server, theirs: Server, driver: Driver, plan: Plan
+) -> None:
+    for planned, rounds in zip(chosen, all_rounds, strict=True):
+        workload, seconds = planned.workload, plan.seconds * planned.share
         if plan.warm_seconds:
             for server in (theirs, ours):
-                _attempt(workload, server, perf_analyzer, plan.warm_seconds, [])
+                _attempt(workload, server, driver, plan.warm_seconds, [])
         for number, turn in enumerate(order(plan.rounds)):
             for is_ours in turn:
-                sample = _attempt(workload, ours if is_ours else theirs, perf_analyzer, plan.seconds, rounds.failures)
+                sample = _attempt(workload, ours if is_ours else theirs, driver, seconds, rounds.failures)
                 (rounds.ours if is_ours else rounds.theirs).append(sample)
             CONSOLE.print(f"{workload.name}: round {number + 1} of {plan.rounds}", highlight=False)
 
 
-def _attempt(
-    workload: Workload, server: Server, perf_analyzer: Path, seconds: float, failures: list[str]
-) -> Sample | None:
+def _attempt(workload: Workload, server: Server, driver: Driver, seconds: float, failures: list[str]) -> Sample | None:
     """Two tries; every failure is kept."""
     for attempt in ("first try", "second try"):
         try:
-            return run(workload, server, perf_analyzer, seconds)
+            return driver.run(workload, server, seconds)
         except FigureError as error:
             server.check()
             failures.append(f"{server.name}, {attempt}: {error}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,15 @@ class Counters:
             self.inferences - earlier.inferences,
             self.executions - earlier.executions,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """What a server had done at a moment: `at` and `cpu` in seconds, requests completed since its start."""
+
+    at: float
+    requests: int
+    cpu: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +97,18 @@ def at_most(bound: float) -> Goal:
     return Goal(bound, at_least=False)
 
 
+#: What perf_analyzer calls the rate that counts: of a decoupled model that of its responses.
+RESPONSES, INFERENCES = "Response Throughput", "Inferences/Second"
+
+
 def parse_perf_csv(text: str) -> Load:
-    """The one row of perf_analyzer's `-f` file."""
+    """The one row of perf_analyzer's `-f` file. For a decoupled model the throughput is that of its responses."""
     rows = list(csv.DictReader(io.StringIO(text)))
     if len(rows) != 1:
         raise FigureError(f"perf_analyzer wrote {len(rows)} rows where one was expected")
+    rate = RESPONSES if RESPONSES in rows[0] else INFERENCES
     try:
-        throughput, p50, p99 = (float(rows[0][name]) for name in ("Inferences/Second", "p50 latency", "p99 latency"))
+        throughput, p50, p99 = (float(rows[0][name]) for name in (rate, "p50 latency", "p99 latency"))
     except (KeyError, TypeError, ValueError) as error:
         raise FigureError(f"perf_analyzer's CSV has no usable {error}: {rows[0]}") from None
     if throughput <= 0 or p50 <= 0:
@@ -130,6 +145,23 @@ def parse_statistics(body: Mapping[str, Any]) -> Counters:
         inferences=sum(m["inference_count"] for m in models),
         executions=sum(m["execution_count"] for m in models),
     )
+
+
+def window(polls: Sequence[Poll]) -> tuple[Poll, Poll]:
+    """The two polls between which the load was on: past its first tenth, and before the counter stood still.
+
+    A load generator that shares the machine with the server may not get its own clock right; what the server has
+    counted between two moments is true whatever the load generator believes.
+    """
+    if not polls:
+        raise FigureError("the server was never polled")
+    begin, end = polls[0].requests, polls[-1].requests
+    started = [p for p in polls if p.requests >= begin + (end - begin) / 10 and p.requests > begin]
+    running = [b for a, b in itertools.pairwise(started) if b.requests > a.requests]
+    # The last poll that saw progress may have come after the end: the one before it did not.
+    if len(running) < 3:
+        raise FigureError(f"the load was seen by {len(running)} polls; at least three are needed")
+    return started[0], running[-2]
 
 
 def sample(load: Load, done: Counters, server_cpu: float, client_cpu: float, wall: float, cores: int) -> Sample:

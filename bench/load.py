@@ -5,21 +5,27 @@ from __future__ import annotations
 import json
 import os
 import resource
+import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from figures import FigureError, Load, Sample, parse_perf_csv, parse_wrk, sample
+from figures import FigureError, Load, Sample, parse_perf_csv, parse_wrk, sample, window
 from servers import Server
 
 CORES = len(os.sched_getaffinity(0))
 
 
-#: Requests per second of a run, for runs that are measured by their number.
-_MANY = 20_000
+#: From this concurrency on perf_analyzer is given a number of requests instead of a time, and the server is watched.
+_HIGH = 64
+#: Requests per second to begin with, for runs that are measured by their number.
+_RATE = 3000
+#: And more than any server of these manages.
+_MOST = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,33 +36,89 @@ class Workload:
     tool: str
     model: str
     concurrency: int
-    #: `--shape` of perf_analyzer, for inputs with variable dimensions.
-    shape: str = ""
+    #: More options of perf_analyzer.
+    options: tuple[str, ...] = ()
     #: A JSON body, for wrk.
     body: str = ""
+    #: Connections that do nothing, beside those that do.
+    idle: int = 0
+    #: Of a decoupled model: responses per request. Throughput is then in responses.
+    responses: int = 0
 
 
-def run(workload: Workload, server: Server, perf_analyzer: Path, seconds: float) -> Sample:
-    """One measurement of about `seconds`. Raises FigureError when the tool did not complete it."""
-    server.check()
-    before, cpu, client, started = (
-        server.counters(workload.model),
-        server.cpu_seconds(),
-        _client_cpu(),
-        time.monotonic(),
-    )
-    load = (
-        _wrk(workload, server, seconds) if workload.tool == "json" else _perf(workload, server, perf_analyzer, seconds)
-    )
-    wall = time.monotonic() - started
-    return sample(
-        load,
-        server.counters(workload.model) - before,
-        server.cpu_seconds() - cpu,
-        _client_cpu() - client,
-        wall,
-        CORES,
-    )
+class Driver:
+    """Runs workloads against servers, and remembers how fast each was."""
+
+    def __init__(self, perf_analyzer: Path) -> None:
+        self._perf_analyzer = perf_analyzer
+        self._rates: dict[tuple[str, str], float] = {}
+
+    def run(self, workload: Workload, server: Server, seconds: float) -> Sample:
+        """One measurement of about `seconds`. Raises FigureError when the tool did not complete it."""
+        server.check()
+        if workload.responses or (workload.tool != "json" and workload.concurrency >= _HIGH):
+            return self._by_count(workload, server, seconds)
+        with idle_connections(server, workload.idle):
+            return self._measured(
+                workload,
+                server,
+                lambda: (
+                    _wrk(workload, server, seconds)
+                    if workload.tool == "json"
+                    else _perf(workload, server, self._perf_analyzer, seconds, _by_time(seconds))
+                ),
+            )
+
+    def _measured(self, workload: Workload, server: Server, drive: Callable[[], Load]) -> Sample:
+        before, cpu = server.counters(workload.model), server.cpu_seconds()
+        client, started = _client_cpu(), time.monotonic()
+        load = drive()
+        wall = time.monotonic() - started
+        done = server.counters(workload.model) - before
+        return sample(load, done, server.cpu_seconds() - cpu, _client_cpu() - client, wall, CORES)
+
+    def _by_count(self, workload: Workload, server: Server, seconds: float) -> Sample:
+        """Throughput and CPU time by the server's own counters while a number of requests is made.
+
+        The tool's measuring thread starves at high concurrency and at high rates of responses: its time is never over,
+        and its rate is not to be trusted. The number is what the server did in `seconds` the last time; the first run
+        finds it.
+        """
+        key = (server.name, workload.name)
+        each = workload.responses or 1
+        while True:
+            count = int(self._rates.get(key, _RATE / each) * seconds) + 1
+            with server.watch(workload.model) as watch:
+                found = self._measured(
+                    workload,
+                    server,
+                    lambda n=count: _perf(workload, server, self._perf_analyzer, seconds, [f"--request-count={n}"]),  # type: ignore[misc]
+                )
+            try:
+                first, last = window(watch.polls)
+            except FigureError:
+                if count > _MOST * seconds / each:
+                    raise
+                self._rates[key] = self._rates.get(key, _RATE / each) * 3
+                continue
+            done = last.requests - first.requests
+            rate = self._rates[key] = done / (last.at - first.at)
+            if count < rate * seconds / 2:
+                continue
+            return replace(found, throughput=rate * each, cpu_us=(last.cpu - first.cpu) * 1e6 / done)
+
+
+@contextmanager
+def idle_connections(server: Server, count: int) -> Iterator[None]:
+    """`count` HTTP connections that have asked one question each and then say nothing more."""
+    with ExitStack() as stack:
+        for _ in range(count):
+            connection = socket.create_connection(("127.0.0.1", server.http_port), timeout=10)
+            stack.callback(connection.close)
+            connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            if not connection.recv(4096).startswith(b"HTTP/1.1 200"):
+                raise FigureError(f"{server.name} does not serve {count} idle connections")
+        yield
 
 
 def _client_cpu() -> float:
@@ -65,15 +127,14 @@ def _client_cpu() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _perf(workload: Workload, server: Server, perf_analyzer: Path, seconds: float) -> Load:
-    # Three windows are merged into the result; with stability out of the way it is always the first three. At high
-    # concurrency the tool's measuring thread starves and its time is never over, whichever server it drives: there a
-    # number of requests is asked for instead, and its throughput is then exact to about a second of the run.
-    length = (
-        [f"--request-count={int(seconds * _MANY)}"]
-        if workload.concurrency >= 64
-        else [f"--measurement-interval={int(seconds * 1000 / 3)}", "--stability-percentage=999", "--max-trials=3"]
-    )
+def _by_time(seconds: float) -> list[str]:
+    # Three windows are merged into the result; with stability out of the way it is always the first three.
+    return [f"--measurement-interval={int(seconds * 1000 / 3)}", "--stability-percentage=999", "--max-trials=3"]
+
+
+def _perf(workload: Workload, server: Server, perf_analyzer: Path, seconds: float, length: Sequence[str]) -> Load:
+    # At high concurrency the tool's measuring thread starves and a time is never over, whichever server it drives:
+    # there `length` is a number of requests.
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "report.csv"
         _call(
@@ -86,10 +147,10 @@ def _perf(workload: Workload, server: Server, perf_analyzer: Path, seconds: floa
                 "-u",
                 server.url(workload.tool),
                 # HTTP is synchronous unless told otherwise.
-                *(["--async"] if workload.tool == "grpc" else []),
+                *(["--async"] if workload.tool == "grpc" and "--streaming" not in workload.options else []),
                 f"--concurrency-range={workload.concurrency}",
                 *length,
-                *([f"--shape={workload.shape}"] if workload.shape else []),
+                *workload.options,
                 "-f",
                 str(report),
                 "--verbose-csv",
@@ -117,6 +178,7 @@ def _wrk(workload: Workload, server: Server, seconds: float) -> Load:
                     "-t1",
                     f"-c{workload.concurrency}",
                     f"-d{max(1, round(seconds))}s",
+                    "--timeout=20s",
                     "--latency",
                     "-s",
                     script.name,

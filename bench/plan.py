@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 from figures import Goal, at_least, at_most
 from load import Workload
@@ -13,9 +13,25 @@ from load import Workload
 #: The identity models: 16 floats in, the same out.
 BODY = json.dumps({"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "data": list(range(16))}]})
 
+#: As many numbers as an image of 224 x 224 in three colours has, with the digits that pixels have.
+IMAGE_BODY = json.dumps(
+    {
+        "inputs": [
+            {
+                "name": "INPUT0",
+                "datatype": "FP32",
+                "shape": [1, 3, 224, 224],
+                "data": [n % 256 / 256 for n in range(150_528)],
+            }
+        ]
+    }
+)
+
 MANY = {"throughput": at_least(1.7), "p99_us": at_most(1.0), "cpu_us": at_most(0.35)}
 ONE = {"p50_us": at_most(0.6), "p99_us": at_most(1.0)}
 JSON = {"throughput": at_least(2.5), "p99_us": at_most(1.0)}
+LARGE = {"throughput": at_least(1.2)}
+TWICE = {"throughput": at_least(2.0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +40,8 @@ class Planned:
 
     workload: Workload
     goals: Mapping[str, Goal]
+    #: Part of the plan's seconds that a run of it gets.
+    share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +66,11 @@ def _planned(name: str, tool: str, concurrency: int, goals: Mapping[str, Goal], 
     return Planned(Workload(f"{name} c={concurrency}", tool, model, concurrency, body=body), goals)
 
 
+def _more(name: str, tool: str, model: str, concurrency: int, goals: Mapping[str, Goal], **rest: Any) -> Planned:
+    """One of the workloads that are about one thing each: a shorter run tells enough."""
+    return Planned(Workload(f"{name} c={concurrency}", tool, model, concurrency, **rest), goals, share=0.6)
+
+
 WORKLOADS = (
     _planned("grpc", "grpc", 1, ONE),
     _planned("grpc", "grpc", 16, MANY),
@@ -58,4 +81,10 @@ WORKLOADS = (
     _planned("json", "json", 16, JSON),
     _planned("json", "json", 64, JSON),
     _planned("cnn", "grpc", 8, {"p99_us": at_most(1.0)}, model="cnn"),
+    *(_more(f"image-{tool}", tool, "image", c, LARGE) for tool in ("grpc", "http") for c in (1, 4, 16)),
+    *(_more(f"16mb-{tool}", tool, "large", 2, LARGE) for tool in ("grpc", "http")),
+    _more("image-json", "json", "image", 2, TWICE, body=IMAGE_BODY),
+    *(_more(f"strings-{tool}", tool, "strings", 4, {}, options=("--string-length=16",)) for tool in ("grpc", "http")),
+    *(_more("stream", "grpc", "stream", c, TWICE, options=("--streaming",), responses=100) for c in (1, 8)),
+    _more("idle-1000", "json", "identity", 64, {"throughput": at_least(2.5)}, body=BODY, idle=1000),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from models import write_cnn
@@ -28,12 +29,58 @@ class TritonPythonModel:
 """
 
 
-def write_repositories(place: Path, *, cnn: bool) -> tuple[Path, Path]:
-    """Conch's repository and Triton's, under `place`; with the model `cnn` in both if asked."""
+#: Large tensors: [3, 224, 224] FP32 is 602 KB, 4 Mi floats are 16 MB; and text, element by element.
+IMAGE_CONFIG = IDENTITY_CONFIG.replace("max_batch_size: 64", "max_batch_size: 8").replace("[ 16 ]", "[ 3, 224, 224 ]")
+LARGE_CONFIG = """
+backend: "python"
+input [ { name: "INPUT0" data_type: TYPE_FP32 dims: [ 4194304 ] } ]
+output [ { name: "OUTPUT0" data_type: TYPE_FP32 dims: [ 4194304 ] } ]
+"""
+STRINGS_CONFIG = """
+backend: "python"
+input [ { name: "INPUT0" data_type: TYPE_STRING dims: [ 10000 ] } ]
+output [ { name: "OUTPUT0" data_type: TYPE_STRING dims: [ 10000 ] } ]
+"""
+
+STREAM_CONFIG = """
+backend: "python"
+model_transaction_policy { decoupled: true }
+input [ { name: "INPUT0" data_type: TYPE_FP32 dims: [ 16 ] } ]
+output [ { name: "OUTPUT0" data_type: TYPE_FP32 dims: [ 16 ] } ]
+"""
+
+#: A hundred small responses per request, as a language model sends its tokens.
+STREAM = """import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        for request in requests:
+            sender = request.get_response_sender()
+            x = pb_utils.get_input_tensor_by_name(request, "INPUT0").as_numpy()
+            for _ in range(100):
+                sender.send(pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor("OUTPUT0", x)]))
+            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        return None
+"""
+
+MODELS = {
+    "identity": (IDENTITY_CONFIG, IDENTITY),
+    "image": (IMAGE_CONFIG, IDENTITY),
+    "large": (LARGE_CONFIG, IDENTITY),
+    "strings": (STRINGS_CONFIG, IDENTITY),
+    "stream": (STREAM_CONFIG, STREAM),
+}
+
+
+def write_repositories(place: Path, models: Collection[str]) -> tuple[Path, Path]:
+    """Conch's repository and Triton's, under `place`, with these models."""
     ours, theirs = place / "conch", place / "triton"
     for root in (ours, theirs):
-        write_model(root / "identity", IDENTITY_CONFIG, IDENTITY)
-    if cnn:
+        root.mkdir(parents=True)
+        for name in MODELS.keys() & models:
+            write_model(root / name, *MODELS[name])
+    if "cnn" in models:
         write_cnn(ours, theirs)
     return ours, theirs
 

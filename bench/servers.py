@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -18,7 +19,7 @@ from typing import Any, Self
 
 import psutil
 
-from figures import Counters, parse_statistics
+from figures import Counters, Poll, parse_statistics
 
 
 class ServerError(RuntimeError):
@@ -63,12 +64,11 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """User and system time of the server and of everything it has started, since each began."""
-        total = 0.0
-        for process in self._tree():
-            with suppress(psutil.NoSuchProcess):
-                times = process.cpu_times()
-                total += times.user + times.system
-        return total
+        return _cpu_seconds(self._tree())
+
+    def watch(self, model: str) -> Watch:
+        """Polls the model's counters and the CPU time, from `with` to its end."""
+        return Watch(self, model, self._tree())
 
     def memory(self) -> tuple[float, float]:
         """Megabytes of the process tree: its proportional share (PSS), and the sum of its resident sizes (RSS)."""
@@ -140,6 +140,44 @@ class Server:
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=40)
         self._kill()
+
+
+class Watch:
+    """Polls a server in a thread of its own while a load generator runs."""
+
+    INTERVAL = 0.05
+
+    def __init__(self, server: Server, model: str, processes: Sequence[psutil.Process]) -> None:
+        self.polls: list[Poll] = []
+        self._server = server
+        self._model = model
+        self._processes = processes
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self.INTERVAL):
+            with suppress(ServerError):
+                before, cpu = time.monotonic(), _cpu_seconds(self._processes)
+                requests = self._server.counters(self._model).requests
+                self.polls.append(Poll((before + time.monotonic()) / 2, requests, cpu))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def _cpu_seconds(processes: Sequence[psutil.Process]) -> float:
+    total = 0.0
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 def _free_ports(count: int) -> list[int]:

@@ -10,6 +10,7 @@ from figures import (
     Counters,
     FigureError,
     Load,
+    Poll,
     Ratio,
     Sample,
     allowed,
@@ -22,6 +23,7 @@ from figures import (
     parse_wrk,
     ratio,
     sample,
+    window,
 )
 
 HEADER = (
@@ -163,3 +165,40 @@ def test_ratio_lies_within_its_spread(values: list[tuple[float, float]]) -> None
     """The median is one of the machine's moods, so it lies between the lowest and the highest round."""
     found = ratio([(run(a), run(b)) for a, b in values], lambda s: s.throughput)
     assert found.low <= found.median <= found.high
+
+
+def test_a_decoupled_models_throughput_is_that_of_its_responses() -> None:
+    """perf_analyzer has a second column for them."""
+    text = HEADER.replace("Second,", "Second,Response Throughput,") + PERF.splitlines()[1].replace(",1,", ",4200,1,", 1)
+    assert parse_perf_csv(text).throughput == 4200
+
+
+def test_the_window_leaves_out_the_start_and_the_end() -> None:
+    """It begins past the first tenth of the requests and ends before the counter stands still."""
+    counts = [0, 0, 5, 100, 200, 300, 400, 410, 410, 410]
+    polls = [Poll(at / 10, count, at / 20) for at, count in enumerate(counts)]
+    first, last = window(polls)
+    assert (first.requests, last.requests) == (100, 400)
+    assert last.at - first.at == pytest.approx(0.3)
+
+
+@given(st.lists(st.integers(0, 50), min_size=6, max_size=30))
+def test_a_window_lies_within_the_load(steps: list[int]) -> None:
+    """Whatever the counter does, the window is made of polls that saw progress, or there is none."""
+    polls, count = [], 7
+    for at, step in enumerate(steps):
+        count += step
+        polls.append(Poll(float(at), count, 0.0))
+    try:
+        first, last = window(polls)
+    except FigureError:
+        return
+    assert polls[0].requests < first.requests < last.requests < polls[-1].requests
+    assert first.at < last.at
+
+
+def test_no_window_without_polls() -> None:
+    """A run that was over before it was looked at is no measurement."""
+    for polls in ([], [Poll(0.0, 0, 0.0), Poll(1.0, 10, 1.0), Poll(2.0, 10, 1.0)]):
+        with pytest.raises(FigureError):
+            window(polls)
