@@ -27,6 +27,8 @@ from conch.types.error import InferError, internal, invalid, unsupported
 from conch.types.request import InferRequest, RequestForm, RequestHead, ResponseSink
 from conch.types.tensor import Buffer
 
+#: JSON bodies from this size on are searched for booleans as text, which is less work than a look at each element.
+LARGE_JSON: Final = 16 << 10
 #: Heads remembered, and the longest JSON that is remembered as it came.
 MAX_LAYOUTS: Final = 1024
 MAX_REMEMBERED: Final = 4096
@@ -146,7 +148,7 @@ class JsonCodec:
                 target, Described(asked.id, given, _parsed(asked.parameters), _parsed(asked.outputs))
             )
             self._remember(key, layout)
-        return asked.id, self._collect(target, layout, inputs, blobs), layout
+        return asked.id, self._collect(target, layout, inputs, blobs, _may_hold_booleans(text)), layout
 
     def _decode_carefully(self, target: Target, text: Buffer, blobs: Buffer) -> tuple[str, tuple[Buffer, ...], Layout]:
         """What the typed parser refuses: either Triton takes it all the same, or the client is told what is wrong."""
@@ -243,14 +245,19 @@ class JsonCodec:
         return tuple(readers)
 
     def _collect(
-        self, target: Target, layout: Layout, inputs: Sequence[Input | _AskedInput], blobs: Buffer
+        self,
+        target: Target,
+        layout: Layout,
+        inputs: Sequence[Input | _AskedInput],
+        blobs: Buffer,
+        booleans: bool = True,
     ) -> tuple[Buffer, ...]:
-        """The bytes of each input, in the order of the form."""
+        """The bytes of each input, in the order of the form; `booleans`: whether there may be some in the JSON."""
         if len(blobs) != layout.total:
             raise _wrong_total(target, layout, len(blobs))
         readers = layout.readers
         if len(readers) == 1 and readers[0] is not None:
-            only = readers[0].read(inputs[0].data)  # type: ignore[arg-type]
+            only = readers[0].read(inputs[0].data, booleans)  # type: ignore[arg-type]
             if len(only) > self._max:
                 raise self._too_large(inputs[0].name, len(only))
             return (only,)
@@ -259,7 +266,7 @@ class JsonCodec:
             read_places(self._regions, layout.places, [each.datatype for each in inputs], pieces)
         for place, reader in enumerate(readers):
             if reader is not None:
-                piece = pieces[place] = reader.read(inputs[place].data)  # type: ignore[arg-type]
+                piece = pieces[place] = reader.read(inputs[place].data, booleans)  # type: ignore[arg-type]
                 if len(piece) > self._max:
                     raise self._too_large(inputs[place].name, len(piece))
         return heads.order_data(pieces, layout.pattern.form.order)
@@ -274,6 +281,13 @@ class JsonCodec:
 def _is_plain(ident: bytes) -> bool:
     """Whether the text of an id is the id: no escapes, nothing that JSON forbids."""
     return ident.isascii() and b"\\" not in ident and ident.decode().isprintable()
+
+
+def _may_hold_booleans(text: Buffer) -> bool:
+    if len(text) < LARGE_JSON:
+        return True
+    searchable = bytes(text)
+    return b"true" in searchable or b"false" in searchable
 
 
 def _text(member: msgspec.Raw) -> bytes:

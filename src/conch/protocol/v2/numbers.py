@@ -10,8 +10,8 @@ from collections.abc import Callable
 from itertools import chain
 from typing import Any, Final
 
-import msgspec
 import numpy as np
+import orjson
 
 from conch.protocol.v2.faults import MAX_DEPTH
 from conch.protocol.v2.lenient import too_deep
@@ -33,7 +33,8 @@ _LENGTH = struct.Struct("<I").pack
 _ESCAPED = re.compile(rb'["\\\x00-\x1f]')
 _SHORT = {b'"': b'\\"', b"\\": b"\\\\", b"\b": b"\\b", b"\f": b"\\f", b"\n": b"\\n", b"\r": b"\\r", b"\t": b"\\t"}
 
-_encode = msgspec.json.Encoder().encode
+#: From this many elements on, a detour by way of a numpy array is the shorter way to a tensor's text.
+_MANY: Final = 1024
 
 
 def _wrong_type(what: str, wanted: str) -> InferError:
@@ -48,13 +49,15 @@ class Reader:
     Triton's texts.
     """
 
-    __slots__ = ("_count", "_datatype", "_kinds", "_name", "_pack")
+    __slots__ = ("_count", "_datatype", "_kinds", "_name", "_pack", "_picky")
 
     def __init__(self, name: str, datatype: DataType, count: int) -> None:
         self._name = name
         self._datatype = datatype
         self._count = count
         letter = _LETTERS.get(datatype.name)
+        #: Whether packing refuses what is no number of the kind wanted; only booleans pass as numbers.
+        self._picky = letter is not None and letter != "?"
         self._pack: Callable[..., bytes] = self._brain_floats
         if letter:
             self._pack = struct.Struct(f"<{count}{letter}").pack
@@ -74,9 +77,12 @@ class Reader:
         with np.errstate(over="ignore"):
             return _cut_floats(np.array([float(number) for number in numbers], dtype="<f8").astype("<f4"))
 
-    def read(self, data: list[Any]) -> bytes:
-        """`data` may be flat or nested in any way; its scalars are taken in order."""
-        if self._kinds.issuperset(map(type, data)):
+    def read(self, data: list[Any], booleans: bool = True) -> bytes:
+        """`data` may be flat or nested in any way; its scalars are taken in order.
+
+        `booleans`: whether there may be booleans in it; a caller that knows better spares a look at each element.
+        """
+        if (self._picky and not booleans) or self._kinds.issuperset(map(type, data)):
             try:
                 return self._pack(*data)
             except (struct.error, OverflowError, UnicodeEncodeError):
@@ -194,7 +200,7 @@ def _join(*elements: str | bytes) -> bytes:
 class Writer:
     """Turns wire bytes into the JSON array of an output; made once for each response layout."""
 
-    __slots__ = ("_floating", "_unpack")
+    __slots__ = ("_dtype", "_floating", "_unpack", "_wide")
 
     def __init__(self, datatype: DataType, size: int) -> None:
         """`size` is the byte size of every tensor that will be written."""
@@ -205,15 +211,20 @@ class Writer:
         elif datatype is BF16:
             self._unpack = _unpack_brain_floats
         self._floating = letter in _FLOATS or datatype is BF16
+        self._dtype = datatype.numpy if letter and size >= _MANY * datatype.size else None
+        # As Triton, the text of the value as a double: an FP32's own shortest text would be another.
+        self._wide = "<f8" if self._floating else self._dtype
 
     def write(self, data: Buffer) -> bytes:
         if self._unpack is None:
             return _write_strings(data)
-        numbers = self._unpack(data)
-        text = _encode(numbers)
+        if self._dtype is not None:
+            text = orjson.dumps(np.frombuffer(data, self._dtype).astype(self._wide), None, orjson.OPT_SERIALIZE_NUMPY)
+        else:
+            text = orjson.dumps(self._unpack(data))
         # Only NaN and the infinities are written as null.
         if self._floating and b"null" in text:
-            return _name_specials(text, numbers)
+            return _name_specials(text, self._unpack(data))
         return text
 
 
@@ -234,7 +245,7 @@ def _name_specials(text: bytes, numbers: tuple[float, ...]) -> bytes:
 def _write_strings(data: Buffer) -> bytes:
     elements = split_bytes(data)
     try:
-        return _encode([element.decode() for element in elements])
+        return orjson.dumps([element.decode() for element in elements])
     except UnicodeDecodeError:
         # Triton sends such bytes as they are, although the result is not JSON any more.
         return b'["' + b'","'.join([_ESCAPED.sub(_escape, element) for element in elements]) + b'"]'
