@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conch.config.server import HttpOptions
+from conch.protocol.v2.bulk import LARGE
 from conch.protocol.v2.numbers import Reader, Writer
 from conch.types.dtype import BF16, BYTES
 from conch.types.request import InferRequest
@@ -320,6 +321,50 @@ def test_brain_floats_are_the_nearest_there_are(number: float) -> None:
             assert not abs(near - number) < abs(back - number)
     else:
         assert math.isnan(back) == math.isnan(number)
+
+
+_ELEMENTS = st.one_of(
+    st.integers(-(1 << 70), 1 << 70),
+    st.integers(0, 200),
+    st.floats(),
+    st.booleans(),
+    st.none(),
+    st.text(max_size=3),
+    st.dictionaries(st.sampled_from(["b64", "x"]), st.text(max_size=4), max_size=2),
+)
+_DATA = st.one_of(
+    _ELEMENTS,
+    st.lists(st.integers(-300, 300), min_size=3, max_size=5),
+    st.lists(st.floats(), min_size=3, max_size=5),
+    st.recursive(_ELEMENTS, lambda inner: st.lists(inner, max_size=4), max_leaves=8),
+)
+_TYPES = ["fp16", "fp32", "fp64", "bf16", "int8", "int32", "int64", "uint8", "uint64", "bool", "bytes"]
+
+
+@given(
+    datatype=st.sampled_from(_TYPES),
+    shape=st.one_of(st.just([4]), st.lists(st.one_of(st.integers(-1, 4), st.booleans(), st.floats()), max_size=2)),
+    data=_DATA,
+    ident=st.one_of(st.text(max_size=3), st.integers()),
+    parameters=st.one_of(st.just({"a": 1, "b": 1.0, "c": "x"}), st.none(), st.integers()),
+)
+def test_large_bodies_mean_what_small_ones_mean(
+    datatype: str, shape: Any, data: Any, ident: Any, parameters: Any
+) -> None:
+    """Another parser reads large bodies; blanks make any body large, and change neither its answer nor its error."""
+    one = {"name": "INPUT0", "datatype": datatype.upper(), "shape": shape, "data": data}
+    body = json.dumps({"id": ident, "parameters": parameters, "inputs": [one]})
+    replies = [Wire().ask(post(f"/v2/models/id_{datatype}/infer", text)) for text in (body, body + " " * LARGE)]
+    assert replies[0].status == replies[1].status
+    assert replies[0].body == replies[1].body
+
+
+@pytest.mark.parametrize("twice", ["name", "data"])
+def test_a_name_twice_means_the_same_in_large_bodies(twice: str) -> None:
+    """Of two members of one name the same one counts, however large the body is."""
+    again = {"name": '"INPUT0"', "data": "[1,2,3,4]"}[twice]
+    body = f'{{"inputs":[{{"name":"x","shape":[4],"datatype":"FP32","data":[5,6,7,8],"{twice}":{again}}}]}}'
+    assert ask(body, "id_fp32") == ask(body + " " * LARGE, "id_fp32")
 
 
 def test_strings_may_be_base64() -> None:

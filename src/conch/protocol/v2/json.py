@@ -16,6 +16,8 @@ from conch.pb import grpc_service_pb2 as pb
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.protocol.v2 import head as heads
 from conch.protocol.v2 import raw
+from conch.protocol.v2.asked import NOTHING, Asked, AskedInput
+from conch.protocol.v2.bulk import LARGE, BulkReader
 from conch.protocol.v2.delivery import make_delivery, read_places
 from conch.protocol.v2.head import Described, Input, Target, Wishes
 from conch.protocol.v2.layout import Layout, Pattern
@@ -27,13 +29,9 @@ from conch.types.error import InferError, internal, invalid, unsupported
 from conch.types.request import InferRequest, RequestForm, RequestHead, ResponseSink
 from conch.types.tensor import Buffer
 
-#: JSON bodies from this size on are searched for booleans as text, which is less work than a look at each element.
-LARGE_JSON: Final = 16 << 10
 #: Heads remembered, and the longest JSON that is remembered as it came.
 MAX_LAYOUTS: Final = 1024
 MAX_REMEMBERED: Final = 4096
-
-_NOTHING: Final = msgspec.Raw()
 
 
 class Plane(Protocol):
@@ -47,23 +45,6 @@ class Plane(Protocol):
     def labels(self, name: str, version: str, output: str, /) -> Sequence[bytes]: ...
 
 
-class _AskedInput(msgspec.Struct, gc=False):
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    parameters: msgspec.Raw = _NOTHING
-    data: list[Any] | msgspec.UnsetType = msgspec.UNSET
-
-
-class _Asked(msgspec.Struct, gc=False):
-    """An infer request's JSON. What steers it stays text until it is seen for the first time."""
-
-    inputs: list[_AskedInput]
-    id: str = ""
-    parameters: msgspec.Raw = _NOTHING
-    outputs: msgspec.Raw = _NOTHING
-
-
 class JsonCodec:
     """One per server. Only the event loop calls it."""
 
@@ -72,7 +53,8 @@ class JsonCodec:
         self._plane = plane
         self._regions = regions or Regions(allowed=False)
         self._max = max_input_size
-        self._decode = msgspec.json.Decoder(_Asked).decode
+        self._bulk = BulkReader()
+        self._decode = msgspec.json.Decoder(Asked).decode
         #: By a binary request's JSON without its id, and by the parts of a JSON request's head.
         self._layouts: dict[Any, Layout] = {}
         #: By what the core was told of a head, and how its answer is wanted.
@@ -128,7 +110,7 @@ class JsonCodec:
         if len(text) > self._max:
             raise heads.json_too_large(len(text), self._max)
         try:
-            asked = self._decode(text)
+            asked = (self._bulk.read(text) if len(text) >= LARGE else None) or self._decode(text)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return self._decode_carefully(target, text, blobs)
         inputs = asked.inputs
@@ -148,7 +130,7 @@ class JsonCodec:
                 target, Described(asked.id, given, _parsed(asked.parameters), _parsed(asked.outputs))
             )
             self._remember(key, layout)
-        return asked.id, self._collect(target, layout, inputs, blobs, _may_hold_booleans(text)), layout
+        return asked.id, self._collect(target, layout, inputs, blobs), layout
 
     def _decode_carefully(self, target: Target, text: Buffer, blobs: Buffer) -> tuple[str, tuple[Buffer, ...], Layout]:
         """What the typed parser refuses: either Triton takes it all the same, or the client is told what is wrong."""
@@ -245,19 +227,14 @@ class JsonCodec:
         return tuple(readers)
 
     def _collect(
-        self,
-        target: Target,
-        layout: Layout,
-        inputs: Sequence[Input | _AskedInput],
-        blobs: Buffer,
-        booleans: bool = True,
+        self, target: Target, layout: Layout, inputs: Sequence[Input | AskedInput], blobs: Buffer
     ) -> tuple[Buffer, ...]:
-        """The bytes of each input, in the order of the form; `booleans`: whether there may be some in the JSON."""
+        """The bytes of each input, in the order of the form."""
         if len(blobs) != layout.total:
             raise _wrong_total(target, layout, len(blobs))
         readers = layout.readers
         if len(readers) == 1 and readers[0] is not None:
-            only = readers[0].read(inputs[0].data, booleans)  # type: ignore[arg-type]
+            only = readers[0].read(inputs[0].data)  # type: ignore[arg-type]
             if len(only) > self._max:
                 raise self._too_large(inputs[0].name, len(only))
             return (only,)
@@ -266,7 +243,7 @@ class JsonCodec:
             read_places(self._regions, layout.places, [each.datatype for each in inputs], pieces)
         for place, reader in enumerate(readers):
             if reader is not None:
-                piece = pieces[place] = reader.read(inputs[place].data, booleans)  # type: ignore[arg-type]
+                piece = pieces[place] = reader.read(inputs[place].data)  # type: ignore[arg-type]
                 if len(piece) > self._max:
                     raise self._too_large(inputs[place].name, len(piece))
         return heads.order_data(pieces, layout.pattern.form.order)
@@ -283,19 +260,12 @@ def _is_plain(ident: bytes) -> bool:
     return ident.isascii() and b"\\" not in ident and ident.decode().isprintable()
 
 
-def _may_hold_booleans(text: Buffer) -> bool:
-    if len(text) < LARGE_JSON:
-        return True
-    searchable = bytes(text)
-    return b"true" in searchable or b"false" in searchable
-
-
 def _text(member: msgspec.Raw) -> bytes:
-    return b"" if member is _NOTHING else bytes(member)
+    return b"" if member is NOTHING else bytes(member)
 
 
 def _parsed(text: msgspec.Raw) -> Any:
-    return parse(bytes(text)) if text is not _NOTHING else msgspec.UNSET
+    return parse(bytes(text)) if text is not NOTHING else msgspec.UNSET
 
 
 def _slices(sizes: tuple[int, ...], blobs: Buffer) -> list[Buffer]:

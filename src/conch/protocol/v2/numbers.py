@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
+from conch.protocol.v2.bulk import Packed
 from conch.protocol.v2.faults import MAX_DEPTH
 from conch.protocol.v2.lenient import too_deep
 from conch.types.dtype import BF16, BOOL, BYTES, DataType
@@ -49,15 +50,13 @@ class Reader:
     Triton's texts.
     """
 
-    __slots__ = ("_count", "_datatype", "_kinds", "_name", "_pack", "_picky")
+    __slots__ = ("_count", "_datatype", "_kinds", "_name", "_pack")
 
     def __init__(self, name: str, datatype: DataType, count: int) -> None:
         self._name = name
         self._datatype = datatype
         self._count = count
         letter = _LETTERS.get(datatype.name)
-        #: Whether packing refuses what is no number of the kind wanted; only booleans pass as numbers.
-        self._picky = letter is not None and letter != "?"
         self._pack: Callable[..., bytes] = self._brain_floats
         if letter:
             self._pack = struct.Struct(f"<{count}{letter}").pack
@@ -77,12 +76,12 @@ class Reader:
         with np.errstate(over="ignore"):
             return _cut_floats(np.array([float(number) for number in numbers], dtype="<f8").astype("<f4"))
 
-    def read(self, data: list[Any], booleans: bool = True) -> bytes:
-        """`data` may be flat or nested in any way; its scalars are taken in order.
-
-        `booleans`: whether there may be booleans in it; a caller that knows better spares a look at each element.
-        """
-        if (self._picky and not booleans) or self._kinds.issuperset(map(type, data)):
+    def read(self, data: list[Any] | Packed) -> bytes:
+        """`data` may be flat or nested in any way; its scalars are taken in order."""
+        if isinstance(data, Packed):
+            self._check_count(data.count)
+            return data.raw
+        if self._kinds.issuperset(map(type, data)):
             try:
                 return self._pack(*data)
             except (struct.error, OverflowError, UnicodeEncodeError):
@@ -99,14 +98,19 @@ class Reader:
                 raise internal("Unable to parse JSON bytes array: attempt to access JSON non-string as string")
             return _join(*flat)
         if len(flat) > self._count:
-            raise internal("Unable to parse 'data': Shape does not match true shape of 'data' field")
+            self._check_count(len(flat))
         self._check_kinds(flat, kinds)
-        if len(flat) < self._count:
-            raise internal("Failed to parse 'data' field: shape does not match true shape")
+        self._check_count(len(flat))
         try:
             return self._pack(*flat)
         except (struct.error, OverflowError):
             return self._convert(flat)
+
+    def _check_count(self, count: int) -> None:
+        if count > self._count:
+            raise internal("Unable to parse 'data': Shape does not match true shape of 'data' field")
+        if count < self._count:
+            raise internal("Failed to parse 'data' field: shape does not match true shape")
 
     def _check_kinds(self, flat: list[Any], kinds: set[type]) -> None:
         if kinds <= self._kinds:
