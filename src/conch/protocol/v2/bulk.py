@@ -67,11 +67,11 @@ def _read_input(given: Any) -> AskedInput:
 
 
 def _members(value: Any) -> dict[str, Any]:
-    """Of an object whose names are all different."""
-    members = dict(value.items())
-    if len(members) != len(value):
+    """Of an object whose names are all different; arrays and objects in it stay simdjson's."""
+    names = list(value.keys())
+    if len(set(names)) != len(names):
         raise KeyError("a name that is there twice")
-    return members
+    return {name: value[name] for name in names}
 
 
 def _text(value: Any) -> msgspec.Raw:
