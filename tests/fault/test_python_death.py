@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -254,6 +255,8 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
     """
 
     def count() -> tuple[int, int]:
+        # What other tests have left for the collector holds descriptors.
+        gc.collect()
         return psutil.Process().num_fds(), len(psutil.Process().children(recursive=True))
 
     before = count()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conch.backend.python import message, pb_utils
+from conch.backend.python import lending, message, pb_utils
 from conch.backend.python.answers import LAYOUTS
-from conch.backend.python.channel import DONE_HEAD, KEPT, Area
+from conch.backend.python.channel import DONE_HEAD, KEPT, OUTPUTS, OUTPUTS_SHIFT, Area
 from conch.backend.python.execute import Executor
 from conch.backend.python.message import Messages
 from conch.backend.python.reply import Replies
@@ -71,16 +72,17 @@ class Pair:
     """Both ends of a channel, and a model between them."""
 
     def __init__(self, model: Any) -> None:
-        self.inputs, self.outputs = Area.make(4096, 4096), Area.make(4096, 4096)
-        theirs = [Area(os.dup(area.descriptor), 4096) for area in (self.inputs, self.outputs)]
-        self.areas = [self.inputs, self.outputs, *theirs]
-        self.messages, self.replies = Messages(SPEC, self.inputs), Replies(SPEC, self.outputs)
+        self.inputs, *outputs = mine = [Area.make(4096, 4096) for _ in range(1 + OUTPUTS)]
+        their_inputs, *their_outputs = theirs = [Area(os.dup(area.descriptor), 4096) for area in mine]
+        self.areas = mine + theirs
+        self.messages, self.replies = Messages(SPEC, self.inputs), Replies(SPEC, outputs)
         self.calls: Any = Silent()
-        self.executor = Executor(model, "m_0", self.calls, *theirs)
+        self.executor = Executor(model, "m_0", self.calls, their_inputs, their_outputs)
         self.flags = 0
 
     def run(self, batch: list[InferRequest]) -> list[Any]:
-        packet = self.executor.execute(self.messages.batch(batch, 1, False))
+        flags = self.replies.outputs.number << OUTPUTS_SHIFT
+        packet = self.executor.execute(self.messages.batch(batch, 1, flags))
         head = DONE_HEAD.unpack_from(packet)
         self.flags = head[1]
         outcomes = self.replies.settle(packet, head, batch)
@@ -160,6 +162,42 @@ def test_any_batch_comes_back_as_it_was(known: list[RequestForm], batches: list[
                     assert output.shape == form.shapes[index]
                     assert output.datatype is BY_NAME[output.name]
                     assert bytes(output.data) == bytes(request.data[index])
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=st.lists(st.tuples(st.sampled_from([1, 5000, 9000]), st.integers(0, 4)), min_size=1, max_size=20))
+def test_lent_answers_stay_what_they_were(steps: list[tuple[int, int]]) -> None:
+    """Large answers are views of shared memory: whoever still holds one sees what it was when it came."""
+    with pytest.MonkeyPatch.context() as patch, joined(Echo()) as pair:
+        patch.setattr(lending, "LARGE", 40_000)
+        held: list[tuple[bytes, Any]] = []
+        for seed, (size, dropped) in enumerate(steps):
+            form = form_for(SPEC, (1, size), inputs=(1,), shapes=((1, size),), backend_shapes=((1, size),),
+                            sizes=(size * 8,), has_bytes=False)  # fmt: skip
+            request = request_of(form, seed)
+            (response,) = pair.run([request])
+            held.append((bytes(request.data[0]), response))
+            del response
+            for wanted, each in held:
+                assert bytes(each.outputs[0].data) == wanted
+            del each, held[:dropped]
+
+
+def test_an_area_is_used_again_when_nobody_reads_it() -> None:
+    """What was lent and dropped is free; while all else is lent, answers are copied."""
+    with joined(Echo()) as pair:
+        form = form_for(SPEC, (1, 1 << 16), inputs=(1,), shapes=((1, 1 << 16),), backend_shapes=((1, 1 << 16),),
+                        sizes=(8 << 16,), has_bytes=False)  # fmt: skip
+        numbers, held = [], []
+        for seed in range(5):
+            held += pair.run([request_of(form, seed)])
+            numbers.append(pair.replies.outputs.number)
+        assert numbers == [1, 2, 2, 2, 2]
+        del held[0]
+        # A recorder and what it recorded refer to each other.
+        gc.collect()
+        pair.run([request_of(form, 7)])
+        assert pair.replies.outputs.number == 0
 
 
 def test_forms_beyond_the_limit_are_told_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,9 @@ import numpy as np
 from conch.transport.heads import BadRequestError
 from conch.types.tensor import Buffer
 
-#: The first allocation for a large body; each further one is four times the last.
-_FIRST: Final = 1 << 20
+#: The first allocation for a large body, of which the system gives what is written to; each further one is four times
+#: the last.
+_FIRST: Final = 64 << 20
 #: Shorter bodies are collected as the pieces in which they come.
 SMALL: Final = 1 << 16
 

@@ -3,7 +3,7 @@
 Two sockets of whole packets (SOCK_SEQPACKET) join them. On the *main* one the server sends a batch and the worker sends
 its answer; one batch is under way at a time. On the *calls* one the worker speaks whenever it likes, from any thread:
 log lines, answers given through a response sender, questions. Packets stay small: what exceeds `INLINE` bytes lies in
-an `Area`, and both sides of a main message use one area for each direction, so nothing has to be cleaned up.
+an `Area`: there is one for batches, and for an answer the batch says which, so nothing has to be cleaned up.
 
 This module is used inside the worker, whose interpreter may have numpy and nothing else.
 """
@@ -43,6 +43,10 @@ UNIFORM = 4
 VERBOSE = 8
 #: DONE: the model still holds arrays that lie in the input area; a fresh one was sent on the calls socket.
 KEPT = 16
+#: EXECUTE: the bits from this one on are the number of the area in which the answer is wanted, if in any.
+OUTPUTS_SHIFT = 5
+#: So many areas there are for answers.
+OUTPUTS = 3
 
 #: kind, flags, sequence of the batch, requests, form number, bytes of meta, bytes of data.
 EXECUTE_HEAD = struct.Struct("<BBxxIIIQQ")

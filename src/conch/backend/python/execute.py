@@ -23,6 +23,7 @@ from conch.backend.python.channel import (
     INLINE,
     KEPT,
     META_IN_AREA,
+    OUTPUTS_SHIFT,
     UNIFORM,
     VERBOSE,
     Area,
@@ -41,7 +42,7 @@ _now = time.monotonic_ns
 class Executor:
     """Runs the model. `execute` takes an EXECUTE packet and gives the DONE packet; it raises nothing the model did."""
 
-    def __init__(self, model: Any, instance: str, calls: Calls, inputs: Area, outputs: Area) -> None:
+    def __init__(self, model: Any, instance: str, calls: Calls, inputs: Area, outputs: Sequence[Area]) -> None:
         self._model = model
         self._run = model.execute
         self._instance = instance
@@ -84,7 +85,7 @@ class Executor:
             rows(batch, source, begin, size, meta["lengths"], bases)
         input_end = _now()
         reply, output_start = (self._answer if calls.outbox is None else self._stream)(batch, count)
-        flags, tail = self._lay(reply)
+        flags, tail = self._lay(reply, self._outputs[flags >> OUTPUTS_SHIFT])
         # From here on, whoever holds a view of the inputs is the model.
         reply.parts = ()
         del batch
@@ -185,7 +186,7 @@ class Executor:
             asyncio.set_event_loop(self._loop)
         return self._loop.run_until_complete(awaitable)
 
-    def _lay(self, reply: Reply) -> tuple[int, bytes]:
+    def _lay(self, reply: Reply, outputs: Area) -> tuple[int, bytes]:
         """Put the reply's contents where they belong; gives the flags that say so, and what goes into the packet."""
         flags, size, parts, meta = reply.flags, reply.size, reply.parts, reply.meta
         meta_size = len(meta)
@@ -196,7 +197,7 @@ class Executor:
             flags |= META_IN_AREA
             begin = aligned(meta_size)
         try:
-            view = self._outputs.reserve(begin + size)
+            view = outputs.reserve(begin + size)
         except OSError as error:
             failed = refusal(f"The outputs of model instance '{self._instance}' need {size} bytes of memory: {error}")
             reply.meta, reply.size = failed.meta, 0

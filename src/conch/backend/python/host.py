@@ -127,7 +127,10 @@ class PythonInstance:
     def _send(self, worker: WorkerProcess, batch: Sequence[InferRequest]) -> None:
         self._sequence = sequence = (self._sequence + 1) & 0xFFFFFFFF
         try:
-            packet = self._messages.batch(batch, sequence, verbose())
+            flags = self._replies.outputs.number << channel.OUTPUTS_SHIFT
+            if verbose():
+                flags |= channel.VERBOSE
+            packet = self._messages.batch(batch, sequence, flags)
         except Exception as error:  # noqa: BLE001  memory may run out; whatever it is, the requests must be answered
             self._fail(internal(f"Failed to pass the request(s) to model instance '{self._launch.instance}': {error}"))
             self._rest()

@@ -15,7 +15,6 @@ from conch.backend.python.channel import (
     INLINE,
     META_IN_AREA,
     UNIFORM,
-    VERBOSE,
     Area,
     aligned,
 )
@@ -41,22 +40,24 @@ class Messages:
         #: Bytes of one request of a form, -1 where they vary.
         self._sizes: dict[int, int] = {}
 
-    def batch(self, requests: Sequence[InferRequest], sequence: int, verbose: bool) -> bytes:
-        """The packet; what it does not hold lies in the area afterwards. Raises OSError when memory runs out."""
+    def batch(self, requests: Sequence[InferRequest], sequence: int, flags: int) -> bytes:
+        """The packet, with these `flags` and others; what it does not hold lies in the area afterwards.
+
+        Raises OSError when memory runs out.
+        """
         form = requests[0].form
         count = len(requests)
         number = self._forms.get(form, -1)
         ids = False
         for request in requests:
             if request.form is not form:
-                return self._mixed(requests, sequence, verbose)
+                return self._mixed(requests, sequence, flags)
             if request.id:
                 ids = True
         if number >= 0 and not ids:
             size = self._sizes[number] * count
             if 0 <= size <= INLINE:
-                flags = UNIFORM | VERBOSE if verbose else UNIFORM
-                head = EXECUTE_HEAD.pack(EXECUTE, flags, sequence, count, number, 0, size)
+                head = EXECUTE_HEAD.pack(EXECUTE, UNIFORM | flags, sequence, count, number, 0, size)
                 if len(form.sizes) == 1:
                     return b"".join([head, *[request.data[0] for request in requests]])
                 return b"".join([head, *_by_input(requests)])
@@ -73,9 +74,9 @@ class Messages:
             names = [request.id for request in requests] if ids else None
             meta = _encode({"forms": new, "ids": names, "lengths": lengths, "numbers": ()})
         columns = [[request.data[index] for request in requests] for index in range(len(form.sizes))]
-        return self._lay(UNIFORM, sequence, count, number, meta, columns, verbose)
+        return self._lay(UNIFORM | flags, sequence, count, number, meta, columns)
 
-    def _mixed(self, requests: Sequence[InferRequest], sequence: int, verbose: bool) -> bytes:
+    def _mixed(self, requests: Sequence[InferRequest], sequence: int, flags: int) -> bytes:
         new: list[Any] = []
         numbers: list[int] = []
         lengths: list[int] = []
@@ -88,7 +89,7 @@ class Messages:
                 chunks.append([chunk])
         ids = [request.id for request in requests]
         meta = _encode({"forms": new, "ids": ids if any(ids) else None, "lengths": lengths, "numbers": numbers})
-        return self._lay(0, sequence, len(requests), 0, meta, chunks, verbose)
+        return self._lay(flags, sequence, len(requests), 0, meta, chunks)
 
     def _lay(
         self,
@@ -98,11 +99,8 @@ class Messages:
         number: int,
         meta: bytes,
         columns: Sequence[Sequence[Buffer]],
-        verbose: bool,
     ) -> bytes:
         """Put meta and data into the packet or the area. Each column begins at an aligned place in an area."""
-        if verbose:
-            flags |= VERBOSE
         meta_size = len(meta)
         size = sum([len(chunk) for column in columns for chunk in column])
         if meta_size + size <= INLINE:

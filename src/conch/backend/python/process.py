@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import select
 import signal
@@ -68,14 +69,18 @@ class WorkerProcess:
         self._partial = b""
         settings = launch.settings
         self.inputs = Area.make(settings.shm_default, settings.shm_growth)
-        self.outputs = Area.make(settings.shm_default, settings.shm_growth)
+        self.outputs = [
+            Area.make(settings.shm_default if number == 0 else mmap.PAGESIZE, settings.shm_growth)
+            for number in range(channel.OUTPUTS)
+        ]
         self.main, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.calls, their_calls = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         life, self._life = os.pipe()
         self.stderr, their_stderr = os.pipe()
-        given = [theirs.fileno(), their_calls.fileno(), self.inputs.descriptor, self.outputs.descriptor, life]
+        outputs = [area.descriptor for area in self.outputs]
+        given = [theirs.fileno(), their_calls.fileno(), life, self.inputs.descriptor, *outputs]
         command = [launch.python, "-c", _BOOT, str(_PACKAGE), launch.instance]
-        command += [*map(str, given), str(settings.shm_growth)]
+        command += map(str, [settings.shm_growth, *given])
         self.pidfd = -1
         try:
             self._process = subprocess.Popen(  # noqa: S603  our own program
@@ -115,7 +120,7 @@ class WorkerProcess:
             text = self.bury()
             raise internal(text)
         size = int.from_bytes(packet[1:9], "little")
-        content = msgspec.json.decode(bytes(self.outputs.view(size)[:size]))
+        content = msgspec.json.decode(bytes(self.outputs[0].view(size)[:size]))
         if packet[0] == channel.REFUSED:
             self.stop(1.0)
             raise InferError(internal("").code, content["text"], content["details"])
@@ -218,8 +223,8 @@ class WorkerProcess:
             if descriptor >= 0:
                 os.close(descriptor)
         self._life = self.stderr = self.pidfd = -1
-        self.inputs.close()
-        self.outputs.close()
+        for area in (self.inputs, *self.outputs):
+            area.close()
 
     def _await_answer(self, deadline: float, cancelled: Callable[[], bool]) -> bytes | None:
         poll = select.poll()

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from conch.backend.python.channel import DATA_IN_AREA, DONE_HEAD, META_IN_AREA, UNIFORM, Area, aligned
+from conch.backend.python.lending import Lending
 from conch.types.dtype import BY_NUMBER, BYTES, DataType
 from conch.types.error import Code, InferError, internal
 from conch.types.model import ModelSpec, carry_shape
@@ -80,8 +81,8 @@ class Failure(Exception):  # noqa: N818  it is the model's, not the worker's
 class Replies:
     """Decodes one worker's answers; remembers the layouts that it has told."""
 
-    def __init__(self, spec: ModelSpec, area: Area) -> None:
-        self._area = area
+    def __init__(self, spec: ModelSpec, areas: Sequence[Area]) -> None:
+        self.outputs = Lending(areas)
         self._batching = spec.max_batch_size > 0
         self._reshaped = {
             output.name: (output.reshape, output.dims) for output in spec.outputs if output.reshape is not None
@@ -95,7 +96,7 @@ class Replies:
         begin = _HEAD
         if meta_size:
             if flags & META_IN_AREA:
-                meta = _decode_meta(bytes(self._area.view(meta_size)[:meta_size]))
+                meta = _decode_meta(bytes(self.outputs.view(meta_size)[:meta_size]))
             else:
                 begin += meta_size
                 meta = _decode_meta(packet[_HEAD:begin])
@@ -104,7 +105,7 @@ class Replies:
         data: Buffer = packet
         if flags & DATA_IN_AREA:
             begin = aligned(meta_size) if flags & META_IN_AREA else 0
-            data = bytes(self._area.view(begin + size)[begin : begin + size])
+            data = self.outputs.take(begin, begin + size)
             begin = 0
         if not flags & UNIFORM:
             assert meta is not None
@@ -122,7 +123,7 @@ class Replies:
         """The DONE of a decoupled model, which holds no answers. Raises Failure."""
         flags, meta_size = head[1], head[5]
         if meta_size:
-            raw = self._area.view(meta_size) if flags & META_IN_AREA else memoryview(packet)[_HEAD:]
+            raw = self.outputs.view(meta_size) if flags & META_IN_AREA else memoryview(packet)[_HEAD:]
             meta = _decode_meta(bytes(raw[:meta_size]))
             if meta.error is not None:
                 raise Failure(meta.error)

@@ -24,16 +24,17 @@ from conch.backend.python.execute import Executor
 
 
 def main(arguments: list[str]) -> None:
-    """`arguments` are the descriptors of the main socket, the calls socket, the input and the output area and of a
-    pipe that the server holds open as long as it lives; then the growth of the areas in bytes."""
-    main_fd, calls_fd, input_fd, output_fd, life_fd, growth = map(int, arguments)
+    """`arguments` are the growth of the areas in bytes and the descriptors of the main socket, the calls socket, a pipe
+    that the server holds open as long as it lives, the input area and the output areas."""
+    growth, *descriptors = map(int, arguments)
+    main_fd, calls_fd, life_fd, input_fd, *output_fds = descriptors
     _end_with_server(life_fd)
-    for descriptor in (main_fd, calls_fd, input_fd, output_fd, life_fd):
+    for descriptor in descriptors:
         # The model's own child processes must not keep them open.
         os.set_inheritable(descriptor, False)
     sock = socket.socket(fileno=main_fd)
     calls = runtime.calls = Calls(socket.socket(fileno=calls_fd))
-    inputs, outputs = Area(input_fd, growth), Area(output_fd, growth)
+    inputs, outputs = Area(input_fd, growth), [Area(descriptor, growth) for descriptor in output_fds]
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(line_buffering=True)
@@ -45,16 +46,16 @@ def main(arguments: list[str]) -> None:
     calls.verbose = settings["verbose"]
     try:
         if settings["complete"]:
-            _say(sock, channel.COMPLETED, _complete(settings), outputs)
+            _say(sock, channel.COMPLETED, _complete(settings), outputs[0])
             return
         model, ready = _load(settings)
     except _Refusal as refusal:
-        _say(sock, channel.REFUSED, {"text": str(refusal), "details": ""}, outputs)
+        _say(sock, channel.REFUSED, {"text": str(refusal), "details": ""}, outputs[0])
         return
     except (Exception, SystemExit) as error:  # noqa: BLE001  whatever the model's code raises
-        _say(sock, channel.REFUSED, {"text": words(error), "details": details(error)}, outputs)
+        _say(sock, channel.REFUSED, {"text": words(error), "details": details(error)}, outputs[0])
         return
-    _say(sock, channel.READY, {"is_ready": ready}, outputs)
+    _say(sock, channel.READY, {"is_ready": ready}, outputs[0])
     gc.collect()
     gc.freeze()
     if settings["decoupled"]:
