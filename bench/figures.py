@@ -23,6 +23,8 @@ class Load:
     throughput: float
     p50_us: float
     p99_us: float
+    #: Requests that were answered; 0 where the tool does not tell.
+    answered: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,21 @@ def parse_wrk(text: str) -> Load:
         if found is None:
             raise FigureError(f"wrk reports no {percent} % latency")
         latencies.append(float(found[1]) * _UNITS[found[2]])
-    return Load(float(rate[1]), *latencies)
+    return Load(float(rate[1]), latencies[0], latencies[1])
+
+
+def parse_h2load(text: str, log: str) -> Load:
+    """What h2load prints, and its log: a line per request with its start, its status and its microseconds."""
+    rate = re.search(r"^finished in [\d.]+m?s, ([\d.]+) req/s", text, re.MULTILINE)
+    failed = re.search(r" ([1-9]\d*) (failed|errored|timeout)\b", text)
+    if failed:
+        raise FigureError(f"h2load reports{failed[0]}")
+    rows = [line.split("\t") for line in log.splitlines()]
+    # Status 0 is a request that was under way when the time was over.
+    times = sorted(int(row[2]) for row in rows if len(row) == 3 and row[1] == "200")
+    if rate is None or float(rate[1]) <= 0 or not times:
+        raise FigureError("h2load reports no completed requests")
+    return Load(float(rate[1]), times[len(times) // 2], times[len(times) * 99 // 100], len(times))
 
 
 def parse_statistics(body: Mapping[str, Any]) -> Counters:
@@ -168,6 +184,8 @@ def sample(load: Load, done: Counters, server_cpu: float, client_cpu: float, wal
     """Puts together one run. `server_cpu`, `client_cpu` and `wall` are seconds between the same two moments."""
     if done.requests <= 0:
         raise FigureError("the server's statistics count no completed request")
+    if done.requests < load.answered:
+        raise FigureError(f"{load.answered} requests were answered, {done.requests} of them with success")
     return Sample(
         throughput=load.throughput,
         p50_us=load.p50_us,

@@ -14,7 +14,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from figures import FigureError, Load, Sample, parse_perf_csv, parse_wrk, sample, window
+from conch.pb import grpc_service_pb2 as pb
+from figures import FigureError, Load, Sample, parse_h2load, parse_perf_csv, parse_wrk, sample, window
 from servers import Server
 
 CORES = len(os.sched_getaffinity(0))
@@ -30,7 +31,11 @@ _MOST = 200_000
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One load: the tool and protocol (`grpc` and `http` by perf_analyzer, `json` by wrk), model and concurrency."""
+    """One load: the tool and protocol, model and concurrency.
+
+    `grpc` and `http` are perf_analyzer's, `json` is wrk's; `h2load` and `h2load --h1` are gRPC and HTTP with tensors as
+    bytes by a client that does nothing with what it sends and gets.
+    """
 
     name: str
     tool: str
@@ -40,6 +45,8 @@ class Workload:
     options: tuple[str, ...] = ()
     #: A JSON body, for wrk.
     body: str = ""
+    #: For h2load: so many FP32 elements are sent.
+    elements: int = 0
     #: Connections that do nothing, beside those that do.
     idle: int = 0
     #: Of a decoupled model: responses per request. Throughput is then in responses.
@@ -56,18 +63,21 @@ class Driver:
     def run(self, workload: Workload, server: Server, seconds: float) -> Sample:
         """One measurement of about `seconds`. Raises FigureError when the tool did not complete it."""
         server.check()
-        if workload.responses or (workload.tool != "json" and workload.concurrency >= _HIGH):
+        if workload.responses or (workload.tool in {"grpc", "http"} and workload.concurrency >= _HIGH):
             return self._by_count(workload, server, seconds)
         with idle_connections(server, workload.idle):
             return self._measured(
                 workload,
                 server,
-                lambda: (
-                    _wrk(workload, server, seconds)
-                    if workload.tool == "json"
-                    else _perf(workload, server, self._perf_analyzer, seconds, _by_time(seconds))
-                ),
+                lambda: self._drive(workload, server, seconds),
             )
+
+    def _drive(self, workload: Workload, server: Server, seconds: float) -> Load:
+        if workload.tool == "json":
+            return _wrk(workload, server, seconds)
+        if workload.tool.startswith("h2load"):
+            return _h2load(workload, server, seconds)
+        return _perf(workload, server, self._perf_analyzer, seconds, _by_time(seconds))
 
     def _measured(self, workload: Workload, server: Server, drive: Callable[[], Load]) -> Sample:
         before, cpu = server.counters(workload.model), server.cpu_seconds()
@@ -187,6 +197,38 @@ def _wrk(workload: Workload, server: Server, seconds: float) -> Load:
                 seconds,
             )
         )
+
+
+def _h2load(workload: Workload, server: Server, seconds: float) -> Load:
+    head = {
+        "inputs": [
+            {
+                "name": "INPUT0",
+                "datatype": "FP32",
+                "shape": [workload.elements],
+                "parameters": {"binary_data_size": 4 * workload.elements},
+            }
+        ],
+        "parameters": {"binary_data_output": True},
+    }
+    tensor = bytes(4 * workload.elements)
+    with tempfile.TemporaryDirectory() as directory:
+        body, log = Path(directory) / "body", Path(directory) / "log"
+        if workload.tool == "h2load":
+            message = pb.ModelInferRequest(model_name=workload.model, raw_input_contents=[tensor])
+            message.inputs.add(name="INPUT0", datatype="FP32", shape=[workload.elements])
+            raw = message.SerializeToString()
+            body.write_bytes(b"\0" + len(raw).to_bytes(4, "big") + raw)
+            how = ["-Hcontent-type: application/grpc", "-Hte: trailers"]
+            url = f"http://{server.url('grpc')}/inference.GRPCInferenceService/ModelInfer"
+        else:
+            text = json.dumps(head).encode()
+            body.write_bytes(text + tensor)
+            how = ["--h1", f"-HInference-Header-Content-Length: {len(text)}"]
+            url = f"http://{server.url('http')}/v2/models/{workload.model}/infer"
+        load = [f"-c{workload.concurrency}", f"-D{max(1, round(seconds))}", f"-d{body}", f"--log-file={log}"]
+        said = _call(["h2load", *load, *how, url], seconds)
+        return parse_h2load(said, log.read_text())
 
 
 def _call(command: Sequence[str], seconds: float) -> str:

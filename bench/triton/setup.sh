@@ -16,7 +16,7 @@ python=${PYTHON:-python3}
 stamp="$dir/.installed"
 wanted=$(cksum <"$0")
 if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && [ -x "$dir/tritonserver" ] && [ -x "$dir/perf_analyzer" ] &&
-  command -v wrk >/dev/null; then
+  command -v wrk >/dev/null && command -v h2load >/dev/null; then
   echo "Triton is installed in $dir"
   exit 0
 fi
@@ -39,6 +39,8 @@ system_package() { # package
 ldconfig -p | grep -q 'libb64\.so\.0d' || system_package libb64-0d
 # Drives HTTP with JSON bodies.
 command -v wrk >/dev/null || system_package wrk
+# Drives both protocols with large tensors.
+command -v h2load >/dev/null || system_package nghttp2-client
 
 say "creating a virtual environment in $dir/venv"
 "$python" -m venv --clear "$dir/venv"

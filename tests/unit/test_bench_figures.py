@@ -18,6 +18,7 @@ from figures import (
     at_most,
     medians,
     order,
+    parse_h2load,
     parse_perf_csv,
     parse_statistics,
     parse_wrk,
@@ -91,6 +92,41 @@ def test_wrk_output_with_failed_requests(line: str, complaint: str) -> None:
     """A run in which requests failed is void: refusals are fast."""
     with pytest.raises(FigureError, match=complaint):
         parse_wrk(WRK.replace("Requests/sec", line + "Requests/sec"))
+
+
+H2LOAD = """
+finished in 4.00s, 92.50 req/s, 1.44GB/s
+requests: 372 total, 372 started, 370 done, 370 succeeded, 0 failed, 0 errored, 0 timeout
+status codes: 370 2xx, 0 3xx, 0 4xx, 0 5xx
+"""
+LOG = "1795278097208984\t200\t300\n1795278097221437\t200\t100\n1795278097221439\t200\t200\n1\t0\t9\n"
+
+
+def test_h2load_output() -> None:
+    """The rate is h2load's, the latencies are those of its log; what was under way at the end does not count."""
+    assert parse_h2load(H2LOAD, LOG) == Load(92.5, 200, 300, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "log", "complaint"),
+    [
+        (H2LOAD.replace("0 failed", "7 failed"), LOG, "7 failed"),
+        (H2LOAD.replace("0 timeout", "7 timeout"), LOG, "7 timeout"),
+        ("", LOG, "no completed"),
+        (H2LOAD, "", "no completed"),
+        (H2LOAD, LOG.replace("200", "500"), "no completed"),
+    ],
+)
+def test_h2load_output_that_is_void(text: str, log: str, complaint: str) -> None:
+    """Failed requests or none at all: no figure."""
+    with pytest.raises(FigureError, match=complaint):
+        parse_h2load(text, log)
+
+
+def test_answers_that_are_no_success_make_a_run_void() -> None:
+    """gRPC reports errors with status 200: the server's own counters must agree with the tool's."""
+    with pytest.raises(FigureError, match="370 requests were answered, 12 of them with success"):
+        sample(Load(92.5, 1, 1, 370), Counters(12, 12, 12), 1.0, 1.0, 4.0, 2)
 
 
 @pytest.mark.parametrize("missing", ["Requests/sec", "50%", "99%"])

@@ -54,7 +54,7 @@ def _read_request(root: Any) -> Asked:
     if type(ident) is not str:
         raise TypeError("the id is no string")
     inputs = [_read_input(each) for each in members["inputs"]]
-    return Asked(inputs, ident, _text(members.get("parameters")), _text(members.get("outputs")))
+    return Asked(inputs, ident, _text(members, "parameters"), _text(members, "outputs"))
 
 
 def _read_input(given: Any) -> AskedInput:
@@ -63,7 +63,7 @@ def _read_input(given: Any) -> AskedInput:
     if type(name) is not str or type(datatype) is not str or not {int}.issuperset(map(type, shape)):
         raise TypeError("no name, datatype and shape")
     data = _pack(datatype, members["data"]) if "data" in members else msgspec.UNSET
-    return AskedInput(name, datatype, tuple(shape), _text(members.get("parameters")), data)
+    return AskedInput(name, datatype, tuple(shape), _text(members, "parameters"), data)
 
 
 def _members(value: Any) -> dict[str, Any]:
@@ -74,8 +74,8 @@ def _members(value: Any) -> dict[str, Any]:
     return {name: value[name] for name in names}
 
 
-def _text(value: Any) -> msgspec.Raw:
-    return NOTHING if value is None else msgspec.Raw(value.mini)
+def _text(members: dict[str, Any], name: str) -> msgspec.Raw:
+    return msgspec.Raw(members[name].mini) if name in members else NOTHING
 
 
 def _pack(datatype: str, data: Any) -> Any:

@@ -223,9 +223,12 @@ class Writer:
         if self._unpack is None:
             return _write_strings(data)
         if self._dtype is not None:
-            text = orjson.dumps(np.frombuffer(data, self._dtype).astype(self._wide), None, orjson.OPT_SERIALIZE_NUMPY)
-        else:
-            text = orjson.dumps(self._unpack(data))
+            numbers = np.frombuffer(data, self._dtype)
+            text = orjson.dumps(numbers.astype(self._wide), None, orjson.OPT_SERIALIZE_NUMPY)
+            if self._floating and not np.isfinite(numbers).all():
+                return _name_specials(text, self._unpack(data))
+            return text
+        text = orjson.dumps(self._unpack(data))
         # Only NaN and the infinities are written as null.
         if self._floating and b"null" in text:
             return _name_specials(text, self._unpack(data))
