@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NoReturn
 
 import uvloop
@@ -38,6 +38,7 @@ from conch.schedule.build import build as build_scheduler
 from conch.schedule.timer import FineTimer
 from conch.service.control import Control
 from conch.service.data import EXTENSIONS, Data
+from conch.service.models import Models
 from conch.service.settings import Settings
 from conch.transport import tls
 from conch.transport.api import Transport
@@ -92,8 +93,17 @@ class Server:
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
-        registry = self._registry(loop)
-        started = await self._start(loop, registry, stop)
+        models = Models()
+        registry = self._registry(loop, models)
+        bridge = Bridge(loop)
+        trace = self._options.trace
+        tracer = self._tracer = Tracer(trace, tracing.recorder(trace), bridge.on_loop, bridge.post)
+        data = Data(registry, self._options.id, lambda: self._exiting, tracer)
+        control = Control(registry, self._options.repository.control_mode)
+        models.join(data, control)
+        started = await self._start(
+            loop, registry, stop, functools.partial(self._listen, registry, bridge, data, control, tracer)
+        )
         if not started:
             if not await self._end(loop, registry, self._options.exit_timeout):
                 leave_at_once()
@@ -102,7 +112,13 @@ class Server:
         await stop.wait()
         return await self._drain(loop, registry)
 
-    async def _start(self, loop: asyncio.AbstractEventLoop, registry: Registry, stop: asyncio.Event) -> bool:
+    async def _start(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        registry: Registry,
+        stop: asyncio.Event,
+        listen: Callable[[], Awaitable[None]],
+    ) -> bool:
         """Load the start-up models, then open the listeners: nobody can connect to a server that cannot answer."""
         loading: asyncio.Future[None] = loop.run_in_executor(None, registry.start)
         stopped = asyncio.ensure_future(stop.wait())
@@ -121,13 +137,13 @@ class Server:
             return False
         self._log_tables(registry)
         try:
-            await self._listen(loop, registry)
+            await listen()
         except OSError as error:
             _log.error("%s", error.strerror or error)
             return False
         return True
 
-    def _registry(self, loop: asyncio.AbstractEventLoop) -> Registry:
+    def _registry(self, loop: asyncio.AbstractEventLoop, models: Models) -> Registry:
         options = self._options
         home = threading.get_ident()
         timer = FineTimer(loop)
@@ -141,7 +157,8 @@ class Server:
             return build_scheduler(config, instances, stats, post, timer.later)
 
         def host(backend: str) -> Host:
-            return Host(loop, {**options.backend.get("", {}), **options.backend.get(backend, {})}, cpus())
+            settings = {**options.backend.get("", {}), **options.backend.get(backend, {})}
+            return Host(loop, settings, cpus(), models)
 
         repository = options.repository
         return Registry(
@@ -158,13 +175,9 @@ class Server:
             post,
         )
 
-    async def _listen(self, loop: asyncio.AbstractEventLoop, registry: Registry) -> None:
+    async def _listen(self, registry: Registry, bridge: Bridge, data: Data, control: Control, tracer: Tracer) -> None:
         options = self._options
-        bridge = Bridge(loop)
-        tracer = self._tracer = Tracer(options.trace, tracing.recorder(options.trace), bridge.on_loop, bridge.post)
-        data = Data(registry, options.id, lambda: self._exiting, tracer)
         settings = Settings(self._log_settings, tracer, data.model_ready)
-        control = Control(registry, options.repository.control_mode)
         regions = Regions(allowed=options.memory.client_shm)
         if options.grpc.enabled:
             await self._open(

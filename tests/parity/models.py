@@ -404,7 +404,7 @@ BROKEN_MODELS = {
 }
 
 
-def write_repository(root: Path, *, oracle: bool, broken: bool = False, only: Sequence[str] | None = None) -> None:
+def write_repository(root: Path, oracle: bool, *, broken: bool = False, only: Sequence[str] | None = None) -> None:
     """Writes the models under `root`: all, or `only` some Python models.
 
     `oracle` for the real Triton, `broken` adds the models that cannot load.

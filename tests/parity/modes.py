@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
-from parity import cases, classify, compression, generate, generated, grpc_more, memory, protection, settings, streams
+from parity import (
+    cases,
+    classify,
+    compression,
+    generate,
+    generated,
+    grpc_more,
+    memory,
+    models,
+    protection,
+    settings,
+    streams,
+)
 from parity.cases import Case
 
 
 @dataclass(frozen=True)
 class Mode:
-    """`flags` are for both servers, `ours` for Conch alone. `models`: which of the repository, all when None."""
+    """`flags` are for both servers, `ours` for Conch alone.
+
+    `write` puts the models into a folder; its second argument says whether they are for the real Triton.
+    """
 
     cases: tuple[Case, ...]
     flags: tuple[str, ...] = ()
     ours: tuple[str, ...] = ()
-    models: tuple[str, ...] | None = None
-    broken: bool = False
+    write: Callable[[Path, bool], None] = models.write_repository
 
 
 MODES: Mapping[str, Mode] = {
@@ -31,12 +47,12 @@ MODES: Mapping[str, Mode] = {
         + tuple(generated.CASES)
         + tuple(settings.CASES)
     ),
-    "explicit": Mode(cases.EXPLICIT, cases.EXPLICIT_FLAGS, broken=True),
+    "explicit": Mode(cases.EXPLICIT, cases.EXPLICIT_FLAGS, write=partial(models.write_repository, broken=True)),
     "guarded": Mode(
         tuple(protection.CASES) + tuple(memory.CASES),
         flags=protection.FLAGS,
         # The recorded release allows it always.
         ours=("--allow-client-shm=true",),
-        models=("seen", "counted", "text", "add_sub", "classes", "repeat"),
+        write=partial(models.write_repository, only=("seen", "counted", "text", "add_sub", "classes", "repeat")),
     ),
 }

@@ -1,4 +1,4 @@
-"""Asks the real Triton all cases and writes its answers to golden.json: `python tests/parity/record.py --triton DIR`.
+"""Asks the real Triton all cases and writes its answers to golden/: `python tests/parity/record.py --triton DIR`.
 
 DIR is where `bench/triton/setup.sh` has installed Triton.
 """
@@ -15,7 +15,6 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE.parent)]
 
-from parity import models  # noqa: E402
 from parity.modes import MODES  # noqa: E402
 from parity.replay import replay  # noqa: E402
 from support.server import Server  # noqa: E402
@@ -29,18 +28,17 @@ def main() -> None:
     command = (str(options.triton / "tritonserver"),)
     if not Path(command[0]).exists():
         parser.error(f"{command[0]} is not there: run `bench/triton/setup.sh {options.triton}` first, or pass --triton")
-    golden_file = HERE / "golden.json"
-    golden = json.loads(golden_file.read_text()) if golden_file.exists() else {}
     for name, mode in MODES.items():
         if options.only not in (None, name):
             continue
         with tempfile.TemporaryDirectory() as directory:
             repository = Path(directory).resolve()
-            models.write_repository(repository, oracle=True, broken=mode.broken, only=mode.models)
+            mode.write(repository, True)
             with Server(repository, *mode.flags, command=command, timeout=120) as server:
-                golden[name] = replay(server, mode.cases, repository)
-        print(f"{name}: {len(golden[name])} answers")
-    golden_file.write_text(json.dumps(golden, indent=1, ensure_ascii=False, sort_keys=False) + "\n")
+                answers = replay(server, mode.cases, repository)
+        print(f"{name}: {len(answers)} answers")
+        golden = HERE / "golden" / f"{name}.json"
+        golden.write_text(json.dumps(answers, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The same requests, the same answers: Conch beside what the real Triton answered (golden.json, by record.py)."""
+"""The same requests, the same answers: Conch beside what the real Triton answered (golden/, by record.py)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from parity import models
 from parity.differences import DIFFERENCES, Difference
 from parity.modes import MODES
 from parity.replay import Answer, replay, text
 from support.server import Server
 
-GOLDEN: dict[str, dict[str, Answer]] = json.loads((Path(__file__).parent / "golden.json").read_text())
+GOLDEN: dict[str, dict[str, Answer]] = {
+    file.stem: json.loads(file.read_text()) for file in sorted((Path(__file__).parent / "golden").glob("*.json"))
+}
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +29,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[st
     def ask(name: str) -> dict[str, Answer] | Exception:
         mode = MODES[name]
         repository = tmp_path_factory.mktemp(name).resolve()
-        models.write_repository(repository, oracle=False, broken=mode.broken, only=mode.models)
+        mode.write(repository, False)
         try:
             with Server(repository, *mode.flags, *mode.ours) as server:
                 return replay(server, mode.cases, repository)
@@ -71,7 +72,7 @@ def test_difference_is_real(difference: Difference) -> None:
 
 
 def test_every_case_was_recorded() -> None:
-    """golden.json holds exactly the cases: `record.py` was run after they were changed."""
+    """golden/ holds exactly the cases: `record.py` was run after they were changed."""
     assert {mode: list(answers) for mode, answers in GOLDEN.items()} == {
         name: [case.name for case in mode.cases] for name, mode in MODES.items()
     }

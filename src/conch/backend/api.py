@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -15,7 +16,7 @@ from typing import Protocol, runtime_checkable
 from conch.observe.stats import ModelStats
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.model import ModelSpec
-from conch.types.request import InferRequest
+from conch.types.request import InferRequest, RequestForm, RequestHead
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,24 @@ class ModelFiles:
         return self.directory / str(self.version)
 
 
+class Models(Protocol):
+    """The server's models, for models that call others (ensembles, BLS). Any thread; nothing blocks.
+
+    A request: `prepare` a head (equal heads give the same form; prepare again when the `generation` has grown), make
+    an `InferRequest` with a sink of your own, `infer` it. Errors are `InferError`. The futures of `load` and `unload`
+    are not to be waited for on the loop's thread.
+    """
+
+    @property
+    def generation(self) -> int: ...
+    def prepare(self, head: RequestHead, /) -> RequestForm: ...
+    def infer(self, request: InferRequest, /) -> None: ...
+    def ready(self, name: str, version: str, /) -> bool: ...
+    def config(self, name: str, version: str, /) -> ModelConfig: ...
+    def load(self, name: str, parameters: Mapping[str, str | bytes], /) -> Future[None]: ...
+    def unload(self, name: str, unload_dependents: bool, /) -> Future[None]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Host:
     """What the server lends to backends."""
@@ -40,6 +59,8 @@ class Host:
     settings: Mapping[str, str] = field(default_factory=dict)
     #: CPUs that this process may use (the container's quota, at least 1).
     cpus: int = 1
+    #: The server's models; None where a backend is used by itself.
+    models: Models | None = None
 
 
 @dataclass(frozen=True, slots=True)

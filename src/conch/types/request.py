@@ -60,6 +60,12 @@ class Withdraw(Protocol):
     def __call__(self, request: InferRequest, /) -> None: ...
 
 
+class Reschedule(Protocol):
+    """The third door of a model's scheduler, see `RequestForm.reschedule`."""
+
+    def __call__(self, request: InferRequest, /) -> None: ...
+
+
 def _keep(request: InferRequest, /) -> None:
     """For forms whose scheduler has no queue to leave."""
 
@@ -113,6 +119,9 @@ class RequestForm:
     #: the queue in this loop tick (its sink gets CANCELLED), one that runs lets its model see `is_cancelled()`, and
     #: nothing happens to one that is settled. Only on the loop's thread, any number of times.
     withdraw: Withdraw = _keep
+    #: Gives a request that a model has released back to its scheduler, to run again in a later batch; None where the
+    #: model's scheduler does not do so (it does for iterative sequences). On the loop's thread.
+    reschedule: Reschedule | None = None
     #: What codecs and workers remember about this form (encoded response heads and the like); lost with the form.
     memo: dict[Any, Any] = field(default_factory=dict)
 
