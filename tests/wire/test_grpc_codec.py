@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conch.pb import grpc_service_pb2 as pb
+from conch.protocol.v2 import grpc as codec
 from conch.protocol.v2.grpc import GrpcCodec
 from conch.service.data import Data
 from conch.types.dtype import BY_NAME, BYTES, FP32
@@ -349,3 +350,14 @@ def test_the_wire_of_an_answer(plane: tuple[Data, EchoRegistry]) -> None:
     assert b"".join(parts) == (
         b"\n\x08identity\x12\x011*\x13\n\x07OUTPUT0\x12\x04FP32\x1a\x02\x01\x022\x08\x00\x00\x80?\x00\x00\x00@"
     )
+
+
+def test_an_answer_too_large_for_grpc_is_an_error(
+    plane: tuple[Data, EchoRegistry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message that no gRPC client can take is refused with its size and the limit."""
+    monkeypatch.setattr(codec, "MAX_RESPONSE", 1000)
+    request = decode(plane, make())
+    response = InferResponse([Tensor("OUTPUT0", FP32, (1, 300), bytes(1200))])
+    with pytest.raises(InferError, match=r"Response has byte size 12\d\d which exceeds gRPC's byte size limit 1000\."):
+        GrpcCodec(plane[0]).encode_infer(request, response)
