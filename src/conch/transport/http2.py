@@ -11,12 +11,13 @@ import random
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 from conch.transport import http2_frames as h2
 from conch.transport.bridge import Bridge
-from conch.transport.filler import LARGE, Filler
+from conch.transport.http2_api import Application, DrainingStream, Opener, Stream
 from conch.transport.http2_control import CONTROL
+from conch.transport.http2_data import PartialData
 from conch.transport.http2_frames import (
     ACK,
     CONTINUATION,
@@ -33,9 +34,8 @@ from conch.transport.http2_frames import (
 )
 from conch.transport.http2_headers import BlockAssembly, Header, HeaderBlocks, content_length, fault, trailer_fault
 from conch.transport.http2_limits import Budget, Limits
-from conch.transport.http2_send import Sender, SendingStream, SendState
+from conch.transport.http2_send import Sender, SendingStream
 from conch.transport.http2_upkeep import Step, Upkeep
-from conch.types.tensor import Buffer
 
 #: What the application keeps per connection.
 State = TypeVar("State")
@@ -45,64 +45,6 @@ _unpack = HEAD.unpack_from
 _REMEMBERED_RESETS = 1024
 #: No frame but DATA and those of header blocks needs to be longer.
 _MAX_CONTROL = 16_384
-
-
-class Stream(SendingStream, Protocol):
-    """What the connection keeps on a stream, and what it tells it."""
-
-    #: The peer has sent END_STREAM.
-    ended: bool
-    #: Bytes received that we have not yet returned to the stream's window.
-    unacked: int
-    #: Bytes of DATA that content-length still promises; -1 when it was not given.
-    promised: int
-    #: When `Connection.check` first saw that nothing new had come; 0 when something has since.
-    idle_since: float
-    sending: SendState | None
-
-    @property
-    def full(self) -> bool:
-        """The stream takes no more for now: its window is not returned before it asks for it (`return_window`)."""
-
-    @property
-    def resting(self) -> bool:
-        """The peer owes nothing just now and may be silent."""
-
-    def receive(self, buffer: Buffer, start: int, stop: int, ended: bool) -> None:
-        """`buffer[start:stop]` arrived; with `ended` it was the last. The buffer is only borrowed."""
-
-    def room(self, size: int) -> memoryview | None:
-        """Memory for the next bytes, at most `size`, if they belong to something large; `filled` follows, or not."""
-
-    def filled(self, size: int, ended: bool) -> None:
-        """So many bytes have been written where `room` pointed; as `receive` otherwise."""
-
-    def dropped(self) -> None:
-        """The peer or the connection is gone, or the stream broke a rule: nobody waits for an answer."""
-
-
-class DrainingStream(Protocol):
-    """A stream that holds back output of its own until the connection has written."""
-
-    def drained(self) -> None: ...
-
-
-class Opener(Protocol):
-    """What the application makes of a header list; may be used for many streams."""
-
-    def open(self, connection: Any, number: int, /) -> Stream: ...
-
-
-class Application(Protocol[State]):
-    def route(self, headers: list[Header], oversized: bool) -> Opener:
-        """For a well-formed header list; `oversized` when it is larger than we advertised. Must not raise."""
-
-    def table_shrunk(self, connection: Connection[State]) -> None:
-        """The peer keeps fewer than the default 4096 bytes of our header fields; from now on do not rely on any."""
-
-    def opened(self, connection: Connection[State]) -> None: ...
-
-    def closed(self, connection: Connection[State]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,18 +64,13 @@ class Connection(asyncio.Protocol, Generic[State]):
         "_bridge",
         "_budget",
         "_clock",
-        "_filler",
         "_left",
         "_limits",
         "_marked",
         "_moved_at",
         "_parse",
+        "_partial",
         "_resets",
-        "_rest",
-        "_rest_ended",
-        "_rest_stream",
-        "_scrap",
-        "_skip",
         "_stalled_at",
         "_transport",
         "_unacked",
@@ -149,7 +86,7 @@ class Connection(asyncio.Protocol, Generic[State]):
     )  # fmt: skip
 
     def __init__(
-        self, application: Application[State], bridge: Bridge, limits: Limits, clock: Callable[[], float], state: State
+        self, application: Application, bridge: Bridge, limits: Limits, clock: Callable[[], float], state: State
     ) -> None:
         self._application = application
         self._bridge = bridge
@@ -172,15 +109,7 @@ class Connection(asyncio.Protocol, Generic[State]):
         #: The start of a frame (never DATA) whose end has not arrived.
         self._left = b""
         self._parse: Callable[[bytes], int] = self._preface
-        #: Of a DATA frame whose end has not arrived: bytes and padding to come, whose they are, and END_STREAM.
-        self._rest = 0
-        self._skip = 0
-        self._rest_stream = 0
-        self._rest_ended = False
-        #: Receives the rest of a large frame where it belongs.
-        self._filler: Filler | None = None
-        #: Where bytes of such a frame go for which the stream has no place of its own.
-        self._scrap: Buffer = b""
+        self._partial = PartialData(self.streams, self._moved)
         self._assembly = BlockAssembly(limits)
         #: Bytes of DATA that we have not yet returned to the connection's window.
         self._unacked = 0
@@ -194,6 +123,7 @@ class Connection(asyncio.Protocol, Generic[State]):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = self.sender.transport = cast("asyncio.Transport", transport)
+        self._partial.attach(self._transport, self)
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -342,7 +272,7 @@ class Connection(asyncio.Protocol, Generic[State]):
         if self._moved_at == 0.0:
             self._moved_at = now
         unfinished = self._parse == self._preface or self._left or self._assembly.stream or not self.greeted
-        if now - self._moved_at > timeout and (unfinished or self._rest or self._skip or self.closing):
+        if now - self._moved_at > timeout and (unfinished or self._partial or self.closing):
             if self.closing:
                 self.abort()
             else:
@@ -366,8 +296,8 @@ class Connection(asyncio.Protocol, Generic[State]):
         """Handle every complete frame from `at` on, and DATA as far as it has arrived. Returns the bytes used."""
         size = len(data)
         streams, made, limits = self.streams, self.blocks.made, self._limits
-        if self._rest or self._skip:
-            at = self._data_rest(data, at, size)
+        if self._partial:
+            at = self._partial.feed(data, at, size)
         while size - at >= 9 and not self.closing:
             word, flags, number = _unpack(data, at)
             length = word >> 8
@@ -450,7 +380,7 @@ class Connection(asyncio.Protocol, Generic[State]):
                 ErrorCode.FRAME_SIZE_ERROR, f"a frame of type {kind} with {length} bytes is too large"
             )
 
-    # -- DATA that is padded, incomplete, empty, counted or late
+    # -- DATA that is padded, incomplete, empty, counted or late: the common kind is handled by `_frames`
 
     def _data(self, data: bytes, start: int, size: int, length: int, flags: int, number: int) -> int:
         if number == 0 or number > self.last_stream or not number & 1:
@@ -480,65 +410,8 @@ class Connection(asyncio.Protocol, Generic[State]):
                 stream.promised -= body
                 if stream.promised < 0 or (ended and stream.promised):
                     self.reset(stream, ErrorCode.PROTOCOL_ERROR)
-        self._rest, self._skip, self._rest_stream, self._rest_ended = body, pad, number, ended
-        if body == 0 and ended:
-            self._deliver(data, start, start, ended=True)
-        return self._data_rest(data, start, size)
-
-    def _data_rest(self, data: bytes, at: int, size: int) -> int:
-        if self._rest:
-            stop = min(size, at + self._rest)
-            self._rest -= stop - at
-            self._deliver(data, at, stop, ended=self._rest_ended and self._rest == 0)
-            at = stop
-        if self._rest == 0 and self._skip:
-            stop = min(size, at + self._skip)
-            self._skip -= stop - at
-            at = stop
-        if self._rest >= LARGE and at == size:
-            self._fill()
-        return at
-
-    def _fill(self) -> None:
-        """Have the rest of the frame received where it belongs, if its stream knows."""
-        if self._room() is not None and self._transport is not None and not self.closing:
-            self._filler = Filler(self._transport, self, self._next_room, self._filled)
-
-    def _room(self) -> memoryview | None:
-        stream = self.streams.get(self._rest_stream)
-        return None if stream is None or stream.ended else stream.room(self._rest)
-
-    def _next_room(self) -> memoryview:
-        room = self._room()
-        self._scrap = b"" if room is not None else bytearray(min(self._rest, LARGE))
-        return memoryview(self._scrap) if room is None else room
-
-    def _filled(self, size: int) -> None:
-        self._moved_at = 0.0
-        self._rest -= size
-        filler = self._filler
-        if self._rest == 0 and filler is not None:
-            self._filler = None
-            filler.restore()
-        ended = self._rest_ended and self._rest == 0
-        if self._scrap:
-            self._deliver(self._scrap, 0, size, ended=ended)
-            self._scrap = b""
-        elif (stream := self.streams.get(self._rest_stream)) is not None and not stream.ended:
-            stream.idle_since = 0.0
-            stream.ended = ended
-            stream.filled(size, ended)
-        if self.sender.output:
-            self.mark()
-
-    def _deliver(self, data: Buffer, start: int, stop: int, ended: bool) -> None:
-        # Looked up each time: between two pieces of a frame the stream may have been answered or reset.
-        stream = self.streams.get(self._rest_stream)
-        if stream is not None and not stream.ended:
-            stream.idle_since = 0.0
-            stream.ended = ended
-            if start < stop or ended:
-                stream.receive(data, start, stop, ended)
+        self._partial.begin(number, body, pad, ended)
+        return self._partial.feed(data, start, size)
 
     def _take(self, stream: Stream, length: int) -> None:
         """Count DATA against the stream's window and return the window when half of it is used."""
@@ -556,6 +429,12 @@ class Connection(asyncio.Protocol, Generic[State]):
         self.spend()
         if number not in self._resets:
             self._reset(number, ErrorCode.STREAM_CLOSED)
+
+    def _moved(self) -> None:
+        """Something has arrived that did not come through `data_received`."""
+        self._moved_at = 0.0
+        if self.sender.output:
+            self.mark()
 
     # -- header blocks
 
