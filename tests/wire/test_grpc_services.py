@@ -53,6 +53,14 @@ def test_pings_between_answers_are_no_strikes() -> None:
     served.close()
 
 
+def test_pings_about_a_burst_of_answers_are_no_strikes() -> None:
+    """A client that reads a burst piece by piece pings for each piece, with nothing from us in between."""
+    served = Served()
+    served.feed(*[infer(stream) for stream in range(1, 41, 2)], *[PING] * 20)
+    assert not served.wire.closed
+    served.close()
+
+
 def test_we_ping_and_give_up() -> None:
     """With --grpc-keepalive-time a silent client with calls is pinged; without an answer it is hung up on."""
     served = Served("hold", keepalive_time_ms=1000, keepalive_timeout_ms=500)

@@ -529,9 +529,9 @@ class Connection(asyncio.Protocol, Generic[State]):
             self.sender.drop(stream)
             stream.dropped()
 
-    def _progress(self) -> object:
-        """Changes when we send data and when the peer opens a stream."""
-        return self.sender.window, self.sender.made, self.last_stream
+    def _progress(self) -> int:
+        """Grows when we send data and when the peer opens a stream."""
+        return self.sender.sent + self.last_stream
 
     def _upkeep(self, now: float, heard: bool) -> bool:
         """True when the connection is at its end."""

@@ -45,6 +45,7 @@ class Sender:
     __slots__ = (
         "_bulky",
         "_ended",
+        "_granted",
         "blocked",
         "frame_size",
         "made",
@@ -77,6 +78,8 @@ class Sender:
         #: Goes before the next header block: the peer shrank our encoder's table (RFC 7541 4.2).
         self.table_update = b""
         self._bulky = False
+        #: All that the connection's window has ever held.
+        self._granted = self.window
 
     def reserve(self, stream: SendingStream, size: int) -> bool:
         """Whether one DATA frame of `size` bytes may go at once; the caller then appends it to `output`, whole."""
@@ -128,8 +131,14 @@ class Sender:
             self.pending -= stream.sending.size
             stream.sending = None
 
+    @property
+    def sent(self) -> int:
+        """Bytes of DATA made since the connection began."""
+        return self._granted - self.window
+
     def add_window(self, increment: int) -> None:
         self.window += increment
+        self._granted += increment
         if self.window > MAX_31:
             raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "WINDOW_UPDATE makes the window larger than 2^31-1")
 

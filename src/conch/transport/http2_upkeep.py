@@ -9,6 +9,9 @@ from typing import Final
 
 #: The least time between pings of a peer that has no calls and was not allowed to ping without.
 _IDLE_INTERVAL: Final = 7200.0
+#: For so long after data has gone, pings may be about it: clients that measure their bandwidth ping once for each piece
+#: that they read, and a burst of answers is read in many. gRPC's own server forgives the first of them only.
+_ABOUT_DATA: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +53,10 @@ class Step(Enum):
 
 
 class Upkeep:
-    """Of one connection. `progress` is anything that changes when we send data or the peer opens a stream."""
+    """Of one connection. `progress` is a number that grows when we send data or the peer opens a stream."""
 
     __slots__ = (
-        "_heard_at", "_leaving_at", "_left_at", "_pinged_at", "_pings", "_progress", "_received_at",
+        "_heard_at", "_leaving_at", "_left_at", "_moved_at", "_pinged_at", "_pings", "_progress", "_received_at",
         "_received_progress", "_rules", "_strikes",
     )  # fmt: skip
 
@@ -67,17 +70,22 @@ class Upkeep:
         #: When the ping that awaits its answer was sent; 0 when none does.
         self._pinged_at = 0.0
         self._pings = 0
-        self._progress: object = None
+        self._progress = 0
         self._received_at = -math.inf
-        self._received_progress: object = None
+        self._received_progress = 0
+        #: When the first ping after the last progress came.
+        self._moved_at = -math.inf
         self._strikes = 0
 
-    def received_ping(self, now: float, progress: object, calls: int) -> bool:
+    def received_ping(self, now: float, progress: int, calls: int) -> bool:
         """False when that was one ping too many."""
         rules = self._rules
         if progress != self._received_progress:
             self._received_progress = progress
             self._received_at, self._strikes = -math.inf, 0
+            self._moved_at = now
+        if now - self._moved_at < _ABOUT_DATA:
+            return True
         idle = not calls and not rules.ping_without_calls
         allowed = self._received_at + (_IDLE_INTERVAL if idle else rules.min_ping_interval)
         self._received_at = now
@@ -86,7 +94,7 @@ class Upkeep:
         self._strikes += 1
         return rules.max_ping_strikes == 0 or self._strikes <= rules.max_ping_strikes
 
-    def check(self, now: float, heard: bool, progress: object, calls: int) -> Step:
+    def check(self, now: float, heard: bool, progress: int, calls: int) -> Step:
         """`heard`: something has come from the peer since the last check."""
         rules = self._rules
         if heard:
