@@ -91,6 +91,16 @@ def test_answers_while_the_client_still_talks() -> None:
     served.close()
 
 
+def test_a_long_stream_of_small_answers_may_be_acknowledged_one_by_one() -> None:
+    """Windows and pings for each answer are in proportion to the data: the client is never sent away."""
+    served = opened()
+    for _ in range(1500):
+        say(served, infer_message("a"))
+        served.feed(h2.window_update(0, 50), h2.window_update(1, 50), h2.frame(h2.PING, 0, 0, b"12345678"))
+    assert not served.wire.closed
+    served.close()
+
+
 def test_an_empty_stream_is_ok() -> None:
     """A client that says nothing gets nothing, and OK."""
     served = opened()

@@ -200,18 +200,19 @@ def test_work_earns_patience(served: Served) -> None:
     assert not served.wire.closed
 
 
-@given(st.lists(st.tuples(st.floats(0, 100), st.integers(0, 4000)), max_size=30))
-def test_budget_is_bounded_by_time(steps: list[tuple[float, int]]) -> None:
-    """Whatever the pattern, no more is spent than the start and what the time earns."""
-    now, spent, budget = 0.0, 0, Budget(0.0, start=500, rate=10.0)
-    for pause, frames in steps:
+@given(st.lists(st.tuples(st.floats(0, 100), st.integers(0, 4000), st.integers(0, 20_000)), max_size=30))
+def test_budget_is_bounded(steps: list[tuple[float, int, int]]) -> None:
+    """Whatever the pattern, no more is spent than the start, and what the time and the data sent earn."""
+    now, sent, spent, budget = 0.0, 0, 0, Budget(0.0, start=500, rate=10.0)
+    for pause, frames, data in steps:
         now += pause
+        sent += data
         for _ in range(frames):
             budget.credit -= 1
-            if budget.credit <= 0 and not budget.refill(now):
+            if budget.credit <= 0 and not budget.refill(now, sent):
                 break
             spent += 1
-    assert spent <= 500 + now * 10 + 1
+    assert spent <= 500 + now * 10 + sent / 32 + 1
 
 
 def test_concurrent_streams_are_limited() -> None:

@@ -508,7 +508,7 @@ class Connection(asyncio.Protocol, Generic[State]):
     def spend(self) -> None:
         budget = self._budget
         budget.credit -= 1
-        if budget.credit <= 0 and not budget.refill(self._clock()):
+        if budget.credit <= 0 and not budget.refill(self._clock(), self.sender.sent):
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that lead nowhere")
 
     def _reset(self, number: int, code: ErrorCode) -> None:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from conch.transport.http2_upkeep import UpkeepRules
+
+
+#: So many bytes that we send earn the peer one frame. Small messages of a stream are read, and acknowledged by
+#: windows and pings, one by one.
+_BYTES: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +38,12 @@ class Limits:
 class Budget:
     """Counts frames that cost us work and bring nobody nearer to an answer: resets, pings, settings, empty data.
 
-    Each costs 1. An answer earns, and so does time; thus a peer that does real work may reset and ping in proportion,
-    and one that does nothing else runs dry (CVE-2023-44487 "rapid reset", CVE-2019-9511 to 9518).
+    Each costs 1. An answer earns, and so do time and the data that we send; thus a peer that does real work may reset
+    and ping in proportion and hand its window back in small pieces, and one that does nothing else runs dry
+    (CVE-2023-44487 "rapid reset", CVE-2019-9511 to 9518).
     """
 
-    __slots__ = ("_asked", "_rate", "_start", "credit")
+    __slots__ = ("_asked", "_rate", "_sent", "_start", "credit")
 
     def __init__(self, now: float, start: int = 2000, rate: float = 100.0) -> None:
         self.credit = start
@@ -44,9 +51,13 @@ class Budget:
         #: Credit per second, granted when the rest is spent.
         self._rate = rate
         self._asked = now
+        self._sent = 0
 
-    def refill(self, now: float) -> bool:
-        """Called when the credit is spent: grants what time has earned. False when that is nothing."""
-        self.credit += min(self._start, int((now - self._asked) * self._rate))
+    def refill(self, now: float, sent: int = 0) -> bool:
+        """Called when the credit is spent: grants what time has earned, and what `sent`, all bytes of data that have
+        gone so far, has. False when that is nothing."""
+        earned = int((now - self._asked) * self._rate) + (sent - self._sent) // _BYTES
+        self.credit += min(self._start, earned)
         self._asked = now
+        self._sent = sent
         return self.credit > 0
