@@ -204,9 +204,9 @@ def test_work_earns_patience(served: Served) -> None:
 def test_budget_is_bounded(steps: list[tuple[float, int, int]]) -> None:
     """Whatever the pattern, no more is spent than the start, and what the time and the data sent earn."""
     now, sent, spent, budget = 0.0, 0, 0, Budget(0.0, start=500, rate=10.0)
-    for pause, frames, data in steps:
+    for pause, frames, answered in steps:
         now += pause
-        sent += data
+        sent += answered
         for _ in range(frames):
             budget.credit -= 1
             if budget.credit <= 0 and not budget.refill(now, sent):

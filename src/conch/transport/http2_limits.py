@@ -7,7 +7,6 @@ from typing import Final
 
 from conch.transport.http2_upkeep import UpkeepRules
 
-
 #: So many bytes that we send earn the peer one frame. Small messages of a stream are read, and acknowledged by
 #: windows and pings, one by one.
 _BYTES: Final = 32
