@@ -10,10 +10,10 @@ INSTALLED := $(VENV)/.installed-$(SUM)
 DEMO := $(VENV)/.demo-$(SUM)
 # Tests of one file share a worker, so that a server that they share is started once.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile
-LINTED := src tests bench
+LINTED := src tests bench examples
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test bench soak proto format clean lint tools
+.PHONY: help install demo check test bench soak overload proto format clean lint tools
 
 help: ## list what can be made
 	@echo "usage: make TARGET"
@@ -30,12 +30,15 @@ check: $(INSTALLED) lint ## lint, types, layers and the fast tests: less than a 
 test: $(INSTALLED) tools lint ## everything, as in CI
 	$(PYTEST)
 
-bench: $(INSTALLED) ## Conch beside the real Triton, about 16 minutes (ARGS=--quick: five)
+bench: $(INSTALLED) ## Conch beside the real Triton, about 18 minutes (ARGS=--quick: five)
 	bench/triton/setup.sh
 	$(BIN)/python bench/compare.py $(ARGS)
 
 soak: $(INSTALLED) ## mixed load with clients that misbehave: nothing may leak (MINUTES=30)
 	$(BIN)/python tests/fault/soak.py --minutes $(or $(MINUTES),30)
+
+overload: $(INSTALLED) ## three times the load that a model can bear: how much is done, what is refused (SECONDS=60)
+	$(BIN)/python tests/fault/overload.py --seconds $(or $(SECONDS),60)
 
 proto: $(INSTALLED) ## generate src/conch/pb from proto/
 	PYTHON=$(CURDIR)/$(BIN)/python sh proto/generate.sh
@@ -46,7 +49,7 @@ format: $(INSTALLED) ## format the code
 
 clean: ## remove what can be made again, the virtual environment too
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist demo_repository
-	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check $(LINTED)
@@ -55,8 +58,9 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 
 # The clients that the tests drive the server with. Without root or sudo the tests that need a missing one are skipped.
-tools:
+tools: $(INSTALLED)
 	@sh .ci/tools.sh
+	@sh .ci/examples.sh $(VENV)
 
 $(INSTALLED):
 	sh .ci/install.sh "$(PYTHON)" "$(VENV)" dev

@@ -10,6 +10,7 @@ need curl curl
 need nghttp nghttp2-client
 need node nodejs
 need npm npm
+need redis-server redis-server
 [ -n "$missing" ] || exit 0
 
 if ! command -v apt-get >/dev/null 2>&1; then

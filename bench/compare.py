@@ -53,21 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not chosen:
         CONSOLE.print(f"--only {options.only} matches none of: {', '.join(p.workload.name for p in WORKLOADS)}")
         return 2
-    cnn = any(p.workload.model == "cnn" for p in chosen)
     try:
-        with ExitStack() as stack:
-            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="conch-bench-")))
-            ours_at, theirs_at = write_repositories(place, {p.workload.model for p in chosen})
-            theirs = stack.enter_context(Server("Triton", [str(triton)], theirs_at, timeout=120))
-            ours = stack.enter_context(Server("Conch", options.conch.split(), ours_at))
-            rounds = [Rounds(p.workload) for p in chosen]
-            _measure(chosen, rounds, ours, theirs, Driver(perf_analyzer), plan)
-            results = [Result.of(p, r.ours, r.theirs, r.failures) for p, r in zip(chosen, rounds, strict=True)]
-            raw = None
-            if cnn:
-                CONSOLE.print("what the cores allow: ONNX Runtime by itself")
-                at_once = max([p.workload.concurrency for p in chosen if p.workload.model == "cnn"])
-                raw = best_rate(ours_at / "cnn" / "1" / "model.onnx", IMAGE_SHAPE, plan.raw_seconds, at_once)
+        results: list[Result] = []
+        raw = None
+        for flags in dict.fromkeys([p.workload.flags for p in chosen]):
+            group = [p for p in chosen if p.workload.flags == flags]
+            found, raw_here = _compare(group, flags, [str(triton)], options.conch.split(), Driver(perf_analyzer), plan)
+            results += found
+            raw = raw or raw_here
         extras: list[Extra] = extras_of(results, raw)
         if not options.only:
             extras += _idle(options.conch.split())
@@ -79,6 +72,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.json.write_text(as_json(results, extras))
         CONSOLE.print(f"written: {options.json}")
     return 0
+
+
+def _compare(
+    chosen: Sequence[Planned],
+    flags: Sequence[str],
+    triton: Sequence[str],
+    conch: Sequence[str],
+    driver: Driver,
+    plan: Plan,
+) -> tuple[list[Result], tuple[float, str] | None]:
+    """Workloads that share a pair of servers, and how fast ONNX Runtime runs the real model, if it is among them."""
+    with ExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="conch-bench-")))
+        ours_at, theirs_at = write_repositories(place, {p.workload.model for p in chosen})
+        theirs = stack.enter_context(Server("Triton", triton, theirs_at, *flags, timeout=120))
+        ours = stack.enter_context(Server("Conch", conch, ours_at, *flags))
+        rounds = [Rounds(p.workload) for p in chosen]
+        _measure(chosen, rounds, ours, theirs, driver, plan)
+        results = [Result.of(p, r.ours, r.theirs, r.failures) for p, r in zip(chosen, rounds, strict=True)]
+        raw = None
+        at_once = [p.workload.concurrency for p in chosen if p.workload.model == "cnn"]
+        if at_once:
+            CONSOLE.print("what the cores allow: ONNX Runtime by itself")
+            model = ours_at / "cnn" / "1" / "model.onnx"
+            raw = best_rate(model, IMAGE_SHAPE, plan.raw_seconds, max(at_once))
+        return results, raw
 
 
 def _measure(

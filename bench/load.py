@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import socket
@@ -45,12 +46,16 @@ class Workload:
     options: tuple[str, ...] = ()
     #: A JSON body, for wrk.
     body: str = ""
-    #: For h2load: so many FP32 elements are sent.
-    elements: int = 0
+    #: For h2load: the shape of the FP32 tensor that is sent.
+    shape: tuple[int, ...] = ()
     #: Connections that do nothing, beside those that do.
     idle: int = 0
     #: Of a decoupled model: responses per request. Throughput is then in responses.
     responses: int = 0
+    #: Requests per second that perf_analyzer sends whether answers come or not; 0: `concurrency` at a time.
+    rate: int = 0
+    #: Of both servers; workloads of the same flags share the servers.
+    flags: tuple[str, ...] = ()
 
 
 class Driver:
@@ -158,7 +163,7 @@ def _perf(workload: Workload, server: Server, perf_analyzer: Path, seconds: floa
                 server.url(workload.tool),
                 # HTTP is synchronous unless told otherwise.
                 *(["--async"] if workload.tool == "grpc" and "--streaming" not in workload.options else []),
-                f"--concurrency-range={workload.concurrency}",
+                *_pace(workload),
                 *length,
                 *workload.options,
                 "-f",
@@ -170,6 +175,12 @@ def _perf(workload: Workload, server: Server, perf_analyzer: Path, seconds: floa
         if not report.exists():
             raise FigureError("perf_analyzer wrote no report")
         return parse_perf_csv(report.read_text())
+
+
+def _pace(workload: Workload) -> list[str]:
+    if workload.rate:
+        return [f"--request-rate-range={workload.rate}", "--request-distribution=poisson"]
+    return [f"--concurrency-range={workload.concurrency}"]
 
 
 def _wrk(workload: Workload, server: Server, seconds: float) -> Load:
@@ -200,23 +211,23 @@ def _wrk(workload: Workload, server: Server, seconds: float) -> Load:
 
 
 def _h2load(workload: Workload, server: Server, seconds: float) -> Load:
+    tensor = bytes(4 * math.prod(workload.shape))
     head = {
         "inputs": [
             {
                 "name": "INPUT0",
                 "datatype": "FP32",
-                "shape": [workload.elements],
-                "parameters": {"binary_data_size": 4 * workload.elements},
+                "shape": workload.shape,
+                "parameters": {"binary_data_size": len(tensor)},
             }
         ],
         "parameters": {"binary_data_output": True},
     }
-    tensor = bytes(4 * workload.elements)
     with tempfile.TemporaryDirectory() as directory:
         body, log = Path(directory) / "body", Path(directory) / "log"
         if workload.tool == "h2load":
             message = pb.ModelInferRequest(model_name=workload.model, raw_input_contents=[tensor])
-            message.inputs.add(name="INPUT0", datatype="FP32", shape=[workload.elements])
+            message.inputs.add(name="INPUT0", datatype="FP32", shape=workload.shape)
             raw = message.SerializeToString()
             body.write_bytes(b"\0" + len(raw).to_bytes(4, "big") + raw)
             how = ["-Hcontent-type: application/grpc", "-Hte: trailers"]

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from figures import Goal, at_least, at_most
 from load import Workload
+from pipelines import CACHE_FLAGS
 
 #: The identity models: 16 floats in, the same out.
 BODY = json.dumps({"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "data": list(range(16))}]})
@@ -32,6 +33,12 @@ ONE = {"p50_us": at_most(0.6), "p99_us": at_most(1.0)}
 JSON = {"throughput": at_least(2.5), "p99_us": at_most(1.0)}
 LARGE = {"throughput": at_least(1.2)}
 TWICE = {"throughput": at_least(2.0)}
+THRICE = {"throughput": at_least(3.0)}
+#: Three steps of Python models behind one name: one caller waits half as long, many get three times as much.
+STEPS_ONE = {"p50_us": at_most(0.5)}
+STEPS = {"throughput": at_least(3.0), "p50_us": at_most(0.5)}
+#: What the same queue delay is good for: batches as full as Triton's.
+FULL = {"batch": at_least(0.95)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,7 @@ class Plan:
     """Rounds per workload, and seconds per run, per warm-up (0: none) and per way of running the raw model."""
 
     rounds: int = 4
-    seconds: float = 4.5
+    seconds: float = 4.0
     warm_seconds: float = 1.0
     raw_seconds: float = 2.0
 
@@ -68,7 +75,8 @@ def _planned(name: str, tool: str, concurrency: int, goals: Mapping[str, Goal], 
 
 def _more(name: str, tool: str, model: str, concurrency: int, goals: Mapping[str, Goal], **rest: Any) -> Planned:
     """One of the workloads that are about one thing each: a shorter run tells enough."""
-    return Planned(Workload(f"{name} c={concurrency}", tool, model, concurrency, **rest), goals, share=0.6)
+    pace = f"{rest['rate']}/s" if "rate" in rest else f"c={concurrency}"
+    return Planned(Workload(f"{name} {pace}", tool, model, concurrency, **rest), goals, share=0.5)
 
 
 WORKLOADS = (
@@ -82,10 +90,21 @@ WORKLOADS = (
     _planned("json", "json", 64, JSON),
     _planned("cnn", "grpc", 8, {"p99_us": at_most(1.0)}, model="cnn"),
     *(_more(f"image-{tool}", tool, "image", c, LARGE) for tool in ("grpc", "http") for c in (1, 4, 16)),
-    _more("16mb-grpc", "h2load", "large", 2, LARGE, elements=4 << 20),
-    _more("16mb-http", "h2load --h1", "large", 2, LARGE, elements=4 << 20),
+    _more("16mb-grpc", "h2load", "large", 2, LARGE, shape=(4 << 20,)),
+    _more("16mb-http", "h2load --h1", "large", 2, LARGE, shape=(4 << 20,)),
     _more("image-json", "json", "image", 2, TWICE, body=IMAGE_BODY),
     *(_more(f"strings-{tool}", tool, "strings", 4, {}, options=("--string-length=16",)) for tool in ("grpc", "http")),
     *(_more("stream", "grpc", "stream", c, TWICE, options=("--streaming",), responses=100) for c in (1, 8)),
     _more("idle-1000", "json", "identity", 64, {"throughput": at_least(2.5)}, body=BODY, idle=1000),
+    # perf_analyzer spends as much CPU time per request as the servers: with 16 at a time a leaner tool drives them.
+    _more("ensemble", "grpc", "ensemble", 1, STEPS_ONE),
+    _more("ensemble", "h2load", "ensemble", 16, STEPS, shape=(1, 16)),
+    _more("bls", "grpc", "bls", 1, STEPS_ONE),
+    _more("bls", "h2load", "bls", 16, THRICE, shape=(1, 16)),
+    _more("bls-async", "h2load", "bls_async", 16, THRICE, shape=(1, 16)),
+    _more("sequence", "grpc", "sequence", 32, TWICE, options=("--sequence-length=20",)),
+    _more("cache-hit", "json", "cached", 16, TWICE, body=BODY, flags=CACHE_FLAGS),
+    _more("cache-hit-grpc", "h2load", "cached", 16, TWICE, shape=(1, 16), flags=CACHE_FLAGS),
+    _more("batcher", "grpc", "delay", 32, FULL),
+    _more("batcher", "grpc", "delay", 0, FULL, rate=2000),
 )

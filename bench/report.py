@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -48,14 +49,16 @@ class Result:
     ) -> Self:
         rounds = list(zip(ours, theirs, strict=True))
         pairs = [(a, b) for a, b in rounds if a is not None and b is not None]
+        # Batches are no merit by themselves: what they are good for shows in the other figures.
+        asked = [name for name, _, _ in FIGURES if name != "batch" or name in planned.goals]
+        # A short run may have used less than one tick of the CPU's clock.
+        compared = [name for name in asked if all(getattr(theirs, name) for _, theirs in pairs)]
         return cls(
             planned.workload.name,
             dict(planned.goals),
             medians([a for a, _ in pairs]) if pairs else {},
             medians([b for _, b in pairs]) if pairs else {},
-            {name: ratio(pairs, lambda s, n=name: getattr(s, n)) for name, _, _ in FIGURES if name != "batch"}  # type: ignore[misc]
-            if pairs
-            else {},
+            {name: ratio(pairs, attrgetter(name)) for name in compared} if pairs else {},
             rounds,
             list(failures),
         )

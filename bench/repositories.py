@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+import pipelines
 from models import write_cnn
 
 IDENTITY_CONFIG = """
@@ -70,15 +71,17 @@ MODELS = {
     "large": (LARGE_CONFIG, IDENTITY),
     "strings": (STRINGS_CONFIG, IDENTITY),
     "stream": (STREAM_CONFIG, STREAM),
+    **pipelines.MODELS,
 }
 
 
 def write_repositories(place: Path, models: Collection[str]) -> tuple[Path, Path]:
-    """Conch's repository and Triton's, under `place`, with these models."""
+    """Conch's repository and Triton's, under `place`, with these models and those that they need."""
     ours, theirs = place / "conch", place / "triton"
+    wanted = set(models).union(*(pipelines.NEEDS.get(name, ()) for name in models))
     for root in (ours, theirs):
         root.mkdir(parents=True)
-        for name in MODELS.keys() & models:
+        for name in MODELS.keys() & wanted:
             write_model(root / name, *MODELS[name])
     if "cnn" in models:
         write_cnn(ours, theirs)

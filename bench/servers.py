@@ -29,7 +29,7 @@ class ServerError(RuntimeError):
 class Server:
     """One server process on free ports of 127.0.0.1, as a context manager."""
 
-    def __init__(self, name: str, command: Sequence[str], repository: Path, timeout: float = 60.0) -> None:
+    def __init__(self, name: str, command: Sequence[str], repository: Path, *flags: str, timeout: float = 60.0) -> None:
         self.name = name
         self.http_port, self.grpc_port, metrics_port = _free_ports(3)
         self._log = tempfile.TemporaryFile("w+", prefix=f"{name}-")  # noqa: SIM115
@@ -43,6 +43,7 @@ class Server:
                 f"--http-port={self.http_port}",
                 f"--grpc-port={self.grpc_port}",
                 f"--metrics-port={metrics_port}",
+                *flags,
             ],
             stdin=subprocess.DEVNULL,
             stdout=self._log,

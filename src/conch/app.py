@@ -19,23 +19,36 @@ import uvloop
 from conch import TRITON_VERSION
 from conch.backend.api import Host, Instance
 from conch.backend.find import BACKENDS, find_backend
-from conch.config.machine import cpus
+from conch.cache.api import Cache
+from conch.cache.build import Remember
+from conch.cache.local import LocalCache
+from conch.cache.open import open_cache
+from conch.config.machine import cpus, policy_cores
+from conch.config.sequence_tensors import SequenceTensors
 from conch.config.server import ServerOptions
 from conch.frontend.metrics import MetricsTransport
 from conch.memory.regions import Regions
 from conch.observe import log, metrics, tracing
+from conch.observe.custom import Families
 from conch.observe.process import MachineGauge
 from conch.observe.stats import ModelStats
 from conch.observe.trace import Tracer
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.registry import tables
+from conch.registry.crew import Equipment
+from conch.registry.ensembles import EnsembleLoader
 from conch.registry.loader import Loader
 from conch.registry.prepare import prepare
 from conch.registry.registry import Registry
 from conch.repository.local import LocalStore
 from conch.schedule.api import Scheduler
 from conch.schedule.build import build as build_scheduler
+from conch.schedule.ensemble_forms import Member
+from conch.schedule.order import Order
+from conch.schedule.rate import Limit
 from conch.schedule.timer import FineTimer
+from conch.schedule.turns import Turns
+from conch.service.checks import check_inputs
 from conch.service.control import Control
 from conch.service.data import EXTENSIONS, Data
 from conch.service.models import Models
@@ -46,6 +59,7 @@ from conch.transport.bridge import Bridge
 from conch.transport.grpc import GrpcTransport
 from conch.transport.http import HttpTransport
 from conch.types.error import InferError
+from conch.types.request import RequestForm, RequestHead
 
 _log = logging.getLogger("conch")
 
@@ -65,13 +79,19 @@ def run(options: ServerOptions) -> int:
         except OSError as error:
             _log.error("error: creating server: Invalid argument - %s", error.strerror or error)
             return 1
+        except InferError as error:
+            hint = f" ({error.hint})" if error.hint else ""
+            _log.error("error: creating server: %s - %s%s", error.code.value, error.message, hint)
+            return 1
         return uvloop.run(Server(options, handler.settings).serve())
     finally:
         handler.close()
 
 
 def check(options: ServerOptions) -> None:
-    """What can be found out about files before models are loaded. Raises OSError."""
+    """What can be found out about files and the machine before models are loaded. Raises OSError and InferError."""
+    for name, policy in options.host_policies.items():
+        policy_cores(name, policy)
     for listener, alpn in ((options.http, "http/1.1"), (options.grpc, "h2")):
         if listener.enabled and listener.tls is not None:
             tls.load(listener.tls, alpn)
@@ -85,8 +105,11 @@ class Server:
         self._options = options
         self._log_settings = log_settings
         self._tracer: Tracer | None = None
+        self._data: Data | None = None
         self._exiting = False
         self._transports: list[Transport] = []
+        self._cache: Cache | None = None
+        self._families = Families(metrics.taken)
 
     async def serve(self) -> int:
         loop = asyncio.get_running_loop()
@@ -94,11 +117,15 @@ class Server:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
         models = Models()
-        registry = self._registry(loop, models)
+        try:
+            registry = self._registry(loop, models)
+        except InferError as error:
+            log_refusal(error)
+            return 1
         bridge = Bridge(loop)
         trace = self._options.trace
         tracer = self._tracer = Tracer(trace, tracing.recorder(trace), bridge.on_loop, bridge.post)
-        data = Data(registry, self._options.id, lambda: self._exiting, tracer)
+        data = self._data = Data(registry, self._options.id, lambda: self._exiting, tracer)
         control = Control(registry, self._options.repository.control_mode)
         models.join(data, control)
         started = await self._start(
@@ -132,8 +159,7 @@ class Server:
             await loading
         except InferError as error:
             self._log_tables(registry)
-            hint = f" ({error.hint})" if error.hint else ""
-            _log.error("error: creating server: %s - %s%s", error.code.value, error.message, hint)
+            log_refusal(error)
             return False
         self._log_tables(registry)
         try:
@@ -144,6 +170,7 @@ class Server:
         return True
 
     def _registry(self, loop: asyncio.AbstractEventLoop, models: Models) -> Registry:
+        """Raises InferError when the response cache cannot be made."""
         options = self._options
         home = threading.get_ident()
         timer = FineTimer(loop)
@@ -153,16 +180,28 @@ class Server:
                 return loop.call_soon(call)
             return loop.call_soon_threadsafe(call)
 
-        def schedule(config: ModelConfig, instances: Sequence[Instance], stats: ModelStats) -> Scheduler:
-            return build_scheduler(config, instances, stats, post, timer.later)
+        def schedule(
+            config: ModelConfig,
+            instances: Sequence[Instance],
+            stats: ModelStats,
+            sequences: SequenceTensors | None = None,
+        ) -> Scheduler:
+            return build_scheduler(config, instances, stats, post, timer.later, sequences)
 
         def host(backend: str) -> Host:
             settings = {**options.backend.get("", {}), **options.backend.get(backend, {})}
-            return Host(loop, settings, cpus(), models)
+            return Host(loop, settings, cpus(), models, self._families)
 
+        def prepare_step(member: Member, head: RequestHead) -> RequestForm:
+            # The data plane is made after the registry, and before the first model is loaded.
+            assert self._data is not None
+            return self._data.prepare_on(member, head)
+
+        cache = self._cache = open_cache(options.cache, post)
+        remember = None if cache is None else Remember(cache, post, Order)
         repository = options.repository
         return Registry(
-            LocalStore(repository.paths, repository.config_name),
+            LocalStore(repository.paths, repository.config_name, namespacing=repository.namespacing),
             functools.partial(prepare, auto_complete=repository.auto_complete),
             Loader(
                 find_backend,
@@ -170,9 +209,16 @@ class Server:
                 host,
                 auto_complete=repository.auto_complete,
                 retries=repository.load_retries,
+                check=check_inputs,
+                equipment=Equipment(
+                    Turns([Limit(*each) for each in options.rate.resources]) if options.rate.mode != "off" else None,
+                    {name: policy_cores(name, policy) for name, policy in options.host_policies.items()},
+                ),
+                remember=remember,
             ),
             repository,
             post,
+            EnsembleLoader(prepare_step, post, remember),
         )
 
     async def _listen(self, registry: Registry, bridge: Bridge, data: Data, control: Control, tracer: Tracer) -> None:
@@ -191,8 +237,11 @@ class Server:
             address = options.metrics.address or options.http.address
             machine = MachineGauge(options.metrics.interval_ms / 1000)
 
+            cached = self._cache.stats if isinstance(self._cache, LocalCache) else None
+
             def page() -> bytes:
-                return metrics.render(registry.ready_versions(), machine.now() if options.metrics.cpu else None)
+                gauge = machine.now() if options.metrics.cpu else None
+                return metrics.render(registry.ready_versions(), gauge, cached) + self._families.render()
 
             transport = MetricsTransport(dataclasses.replace(options.metrics, address=address), page)
             await self._open(transport, address)
@@ -218,6 +267,7 @@ class Server:
             ("model_config_name", options.repository.config_name),
             ("strict_readiness", str(int(options.repository.strict_readiness))),
             ("exit_timeout", f"{options.exit_timeout:g}"),
+            ("cache_enabled", str(int(self._cache is not None))),
         ]
         log.table(_log, tables.options(rows))
 
@@ -244,10 +294,17 @@ class Server:
         drained = await loop.run_in_executor(None, registry.stop, seconds)
         for transport in self._transports:
             await transport.close()
+        if self._cache is not None:
+            await loop.run_in_executor(None, self._cache.close)
         if self._tracer is not None:
             # Before the loop ends: what is on its way to the file is noted on the loop.
             await loop.run_in_executor(None, self._tracer.close)
         return drained
+
+
+def log_refusal(error: InferError) -> None:
+    hint = f" ({error.hint})" if error.hint else ""
+    _log.error("error: creating server: %s - %s%s", error.code.value, error.message, hint)
 
 
 def leave_at_once() -> NoReturn:

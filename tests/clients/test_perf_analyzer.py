@@ -57,6 +57,14 @@ MODELS = {
     "words": ("python", "", "STRING", "3", SUM),
     "word": ("python", "", "STRING", "1", SUM),
     "repeat": ("python", "model_transaction_policy { decoupled: true }", "FP32", "4", REPEAT),
+    "direct": ("python", "max_batch_size: 4\nsequence_batching { direct { } }", "FP32", "1", SUM),
+    "oldest": (
+        "python",
+        "max_batch_size: 4\nsequence_batching { oldest { max_candidate_sequences: 8 } }",
+        "FP32",
+        "1",
+        SUM,
+    ),
 }
 
 
@@ -236,3 +244,18 @@ def test_profiles_are_exported(server: Server, tmp_path: Path, protocol: tuple[s
 def test_versions_may_be_named(server: Server, tmp_path: Path) -> None:
     """`-x`."""
     analyze(server, tmp_path, *HTTP, "-x", "1", count=50)
+
+
+@BOTH
+@pytest.mark.parametrize("model", ["direct", "oldest"])
+def test_sequences_may_be_sent(server: Server, tmp_path: Path, protocol: tuple[str, ...], model: str) -> None:
+    """Each of the callers sends one sequence after the other."""
+    options = ("--sequence-length=5", "--sequence-length-variation=20", "--sync", "--concurrency-range=4")
+    analyze(server, tmp_path, *protocol, *options, "--sequence-id-range=100:110", model=model, count=60)
+
+
+@pytest.mark.parametrize("model", ["direct", "oldest"])
+def test_sequences_may_come_at_a_rate(server: Server, tmp_path: Path, model: str) -> None:
+    """So many at a time, over one stream."""
+    options = ("--num-of-sequences=4", "--request-rate-range=100", "--serial-sequences", "--sequence-length=5")
+    analyze(server, tmp_path, *GRPC, "--streaming", "--async", *options, model=model, count=100)

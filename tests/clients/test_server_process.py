@@ -56,9 +56,8 @@ def write_model(root: Path, name: str, config: str = "", *, python: str = "", ve
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("repository")
     write_model(root, "bare", versions=(1, 2, 10))
-    write_model(
-        root, "two", "version_policy { latest { num_versions: 2 } } model_warmup { name: 'w' }", versions=(1, 2, 3)
-    )
+    two = "version_policy { latest { num_versions: 2 } } optimization { eager_batching: true }"
+    write_model(root, "two", two, versions=(1, 2, 3))
     write_model(root, "scale", TENSORS, python=PYTHON)
     write_model(root, "broken", TENSORS, python="raise ValueError('no such luck')")
     return root
@@ -116,7 +115,7 @@ def test_log_format(server: Server) -> None:
 def test_what_has_no_effect_is_warned_of(server: Server) -> None:
     """A flag and a config field that nothing acts on yet are named in warnings, the flag before anything loads."""
     assert "--grpc-infer-thread-count is accepted but has no effect yet" in server.log
-    assert "model 'two': 'model_warmup' in its config is accepted but has no effect yet" in server.log
+    assert "model 'two': 'optimization.eager_batching' in its config is accepted but has no effect yet" in server.log
 
 
 def test_all_models_are_loaded_but_the_broken(server: Server) -> None:

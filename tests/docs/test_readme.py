@@ -28,6 +28,7 @@ COMMAND = re.compile(r"(?:make|pip|python|pytest|conch|tritonserver|curl)(?: |$)
 
 #: Commands that are not run here, and why.
 EXCEPTIONS = {
+    "make overload": "a minute, tests/fault/test_overload.py runs it for seconds",
     "make test": "is what runs this",
     "make demo": "sets up an environment first; what it runs then is run by tests/clients/test_demo.py",
     "make bench": "takes ten minutes and the real Triton",

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from parity.schedules import Schedule
+
 Json = Any
 
 
@@ -61,7 +63,7 @@ class Memory:
     size: int
 
 
-Case = Http | Grpc | Stream | Memory
+Case = Http | Grpc | Stream | Memory | Schedule
 
 
 def text(body: Json) -> bytes:

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from parity.models import PYTHON_MODELS
@@ -114,20 +115,6 @@ def _unloaded(golden: Answer) -> Answer:
 _INSTANCE = r"Failed to process the request(s) for model instance '\1', message: \g<0>"
 NEWEST = "the newest Triton says so"
 UNKNOWN_ID = "[request id: <id_unknown>] "
-EXTENSIONS = [
-    "classification",
-    "model_repository",
-    "model_repository(unload_dependents)",
-    "schedule_policy",
-    "model_configuration",
-    "system_shared_memory",
-    "cuda_shared_memory",
-    "binary_tensor_data",
-    "parameters",
-    "statistics",
-    "trace",
-    "logging",
-]
 STATUSES = {"0": 400, "1": 500, "2": 404, "3": 400, "4": 503, "5": 501, "6": 400, "7": 400}
 #: What the model `seen` saw of a request with these parameters and nothing else.
 SEEN = '{"correlation_id": 0, "flags": 0, "id": "", "outputs": ["SEEN", "SIZE"], "parameters": %s, "timeout": 0}'
@@ -162,6 +149,68 @@ def output(model: str, name: str, datatype: str, data: list[Any], shape: list[in
     return {"status": 200, "headers": {"Content-Type": "application/json"}, "body": body}
 
 
+def _kept(golden: Answer, *, y: tuple[list[int], list[float]] | None, n: list[int] | None) -> Answer:
+    """An answer of the models with a response cache: Y's shape and values, N's values; None for an output left out."""
+    outputs: list[Any] = []
+    if y is not None:
+        outputs.append({"name": "Y", "datatype": "FP32", "shape": y[0], "data": y[1]})
+    if n is not None:
+        outputs.append({"name": "N", "datatype": "INT32", "shape": [len(n), 1], "data": n})
+    return {**golden, "body": {**golden["body"], "outputs": outputs}}
+
+
+def _failures_not_kept(golden: Answer) -> Answer:
+    """Statistics after a value, a hit and two errors that were both executed."""
+    (stats,) = golden["body"]["model_stats"]
+    counts = {"success": 2, "fail": 2, "queue": 2, "cache_hit": 1, "cache_miss": 1}
+    times = {name: {"count": counts.get(name, 1), "ns": "<ns>"} for name in stats["inference_stats"]}
+    three = {name: {"count": 3, "ns": "<ns>"} for name in ("compute_input", "compute_infer", "compute_output")}
+    ours = {"inference_count": 1, "execution_count": 3, "inference_stats": times}
+    ours["batch_stats"] = [{"batch_size": 1, **three}]
+    return {**golden, "body": {"model_stats": [{**stats, **ours}]}}
+
+
+def _reasons_of_caches(golden: Answer) -> Answer:
+    text = "Invalid argument: Response Cache does not currently support model {} {}. Please disable the response cache."
+    why = {"kept_sequence": "with sequence batching scheduler", "kept_decoupled": "with 'decoupled' transaction policy"}
+    lines = [
+        {**line, "state": "UNAVAILABLE", "reason": text.format(line["name"], why[line["name"]])}
+        if line["name"] in why
+        else line
+        for line in golden["body"]
+    ]
+    return {**golden, "body": lines}
+
+
+def _outputs_reversed(golden: Answer) -> Answer:
+    """The outputs of an answer, and of each answer of a stream, the other way round."""
+    if "body" in golden:
+        return {**golden, "body": {**golden["body"], "outputs": golden["body"]["outputs"][::-1]}}
+    turned: list[Any] = []
+    for reply in golden["replies"]:
+        response = dict(reply["infer_response"])
+        for name in ("outputs", "raw_output_contents"):
+            if name in response:
+                response[name] = response[name][::-1]
+        turned.append({**reply, "infer_response": response})
+    return {**golden, "replies": turned}
+
+
+def _of_both(name: str, value: float) -> Answer:
+    """What the ensemble `both` says of one of its outputs."""
+    answer = output("both", name, "FP32", [value], [1, 1])
+    body = answer["body"]
+    parameters = {"sequence_end": False, "sequence_id": 0, "sequence_start": False}
+    ours = {"model_name": "both", "model_version": "1", "parameters": parameters, "outputs": body["outputs"]}
+    return {**answer, "body": ours}
+
+
+def _with_inflight_limit(golden: Answer) -> Answer:
+    config = golden["body"]
+    steps = {**config["ensemble_scheduling"], "max_inflight_requests": 0}
+    return {**golden, "body": {**config, "ensemble_scheduling": steps}}
+
+
 def text_of(pattern: str, ours: str) -> Callable[[Answer], Answer]:
     """The answer with `pattern` replaced wherever it stands in its JSON form."""
     return lambda golden: json.loads(re.sub(pattern, ours, json.dumps(golden)))
@@ -193,19 +242,44 @@ def _undecodable(kind: str, why: str) -> Callable[[Answer], Answer]:
     return http(400, f"failed to decompress the {kind} request body: {why}")
 
 
+def _slow_sequence(total: int, flags: int, golden: Answer) -> Answer:
+    seen = json.dumps({"flags": flags, "id": 1, "ready": True, "rows": 1})
+    outputs = [
+        {"name": "SUM", "datatype": "INT32", "shape": [1, 1], "data": [total]},
+        {"name": "SEEN", "datatype": "BYTES", "shape": [1, 1], "data": [seen]},
+    ]
+    body = {"model_name": "slow", "model_version": "1", "outputs": outputs}
+    return {"status": 200, "headers": golden["headers"], "body": body}
+
+
+#: What the model saw of a sequence that is one request long and named `ann`.
+SHORT_NAME = json.dumps(
+    {"CORRID": ["object", [1, 1], "b'ann'"], "END": ["bool", [1, 1], "True"], "READY": ["bool", [1, 1], "True"],
+     "START": ["bool", [1, 1], "True"], "flags": 3, "id": "ann", "ready": True, "rows": 1}
+)  # fmt: skip
+
+
+def _cold(golden: Answer) -> Answer:
+    """Statistics of a model that has not been asked yet."""
+    (model,) = golden["body"]["model_stats"]
+    counts = {name: {**each, "count": 0} for name, each in model["inference_stats"].items()}
+    none = {"last_inference": 0, "inference_count": 0, "execution_count": 0, "batch_stats": []}
+    return {**golden, "body": {"model_stats": [{**model, **none, "inference_stats": counts}]}}
+
+
 DIFFERENCES: tuple[Difference, ...] = (
+    Difference(
+        "what a full queue refuses is counted",
+        "as REJECTED, like what times out in it: Triton's page does not show that clients are turned away",
+        ("queue: full, each level by itself",),
+        lambda golden: {**golden, "counted": {**golden["counted"], "request_failure REJECTED": 2}},
+    ),
     Difference(
         "errors are typed as JSON",
         "the body is JSON; Triton calls it text/plain wherever its handler had not come to name a type yet",
         re.compile("http .*"),
         _typed_as_json,
         when=_error_typed_as_text,
-    ),
-    Difference(
-        "extensions name what is there",
-        "a client that reads an extension's name may use it",
-        ("http server metadata", "grpc server metadata"),
-        fields(extensions=EXTENSIONS),
     ),
     Difference(
         "an ONNX model is an ONNX model",
@@ -370,7 +444,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         f"{NEWEST}: its text goes before the old one, which stays whole",
         re.compile(
             r"(http|grpc) infer (raises|miscount|not_a_list|wrong_item): run|grpc stream with an exception|"
-            r"http generate(_stream)? raises: an exception"
+            r"http generate(_stream)? raises: an exception|http infer raising: plain|http infer again_too: .*"
         ),
         text_of(r"Failed to process the request\(s\) for model '(\w+)', message: ", _INSTANCE),
     ),
@@ -688,5 +762,183 @@ DIFFERENCES: tuple[Difference, ...] = (
                 ],
             },
         },
+    ),
+    Difference(
+        "the index says why a model may have no cache",
+        "as of every other config that cannot be used; Triton says so in its log alone",
+        ("http cache: index",),
+        _reasons_of_caches,
+    ),
+    *(
+        Difference(
+            f"the cache tells apart: {case}",
+            "Triton's key has names and bytes of the inputs alone, so it gives the answer of another question",
+            (f"http infer {model}: cache: {case}",),
+            partial(_kept, y=y, n=n),
+        )
+        for model, case, y, n in (
+            ("kept_batched", "one output", ([1, 2], [40.0, 42.0]), None),
+            ("kept_batched", "the other output", None, [3]),
+            ("kept_batched", "a parameter", ([1, 2], [40.0, 42.0]), [4]),
+            ("kept_batched", "all outputs, asked then", ([1, 1], [44.0]), [6]),
+            ("kept_shapes", "the same bytes in another shape", ([4, 1], [18.0] * 4), [2] * 4),
+        )
+    ),
+    Difference(
+        "an empty output can be kept",
+        "Triton fails to insert it",
+        ("http infer kept_empty: cache: empty again",),
+        partial(_kept, y=([1, 0], []), n=[1]),
+    ),
+    Difference(
+        "errors are not kept",
+        "Triton keeps an error as an answer without outputs, and counts it as a success",
+        ("http infer kept_failing: cache: the error again",),
+        http(500, "it is negative"),
+    ),
+    Difference(
+        "errors are counted as failures",
+        "as above",
+        ("http cache: statistics with an error",),
+        _failures_not_kept,
+    ),
+    Difference(
+        "a sequence named by a string, where the model takes numbers",
+        "the recorded release gives the model the string's bytes as a number; the newest refuses",
+        re.compile(r"http infer direct: string .*for a number"),
+        http(
+            400,
+            "[request id: <id_unknown>] sequence batching control 'CORRID' data-type is 'BYTES', but model 'direct' "
+            "expects 'UINT64'",
+        ),
+        lambda golden: golden.get("body", {}).get("id") is None,
+    ),
+    Difference(
+        "a sequence named by a string, where the model takes numbers, with a request id",
+        "as above",
+        ("http infer direct: string id for a number, with an id",),
+        http(
+            400,
+            "[request id: r] sequence batching control 'CORRID' data-type is 'BYTES', but model 'direct' expects "
+            "'UINT64'",
+        ),
+    ),
+    Difference(
+        "a sequence named by a string, where the model takes 32 bits",
+        "as above",
+        ("http infer oldest: string id for 32 bits",),
+        http(
+            400,
+            "[request id: <id_unknown>] sequence batching control 'CORRID' data-type is 'BYTES', but model 'oldest' "
+            "expects 'INT32'",
+        ),
+    ),
+    Difference(
+        "a sequence named by a number, where the model takes strings",
+        "as above",
+        ("http infer strings: number for a string",),
+        http(
+            400,
+            "[request id: <id_unknown>] sequence batching control 'CORRID' data-type is 'UINT64', but model 'strings' "
+            "expects 'BYTES'",
+        ),
+    ),
+    *(
+        Difference(
+            f"a sequence that is executed is not idle: {case}",
+            "Triton counts from the last request, so a slow execution ends the sequence that it is part of",
+            (f"http infer slow: {case}",),
+            partial(_slow_sequence, total, flags),
+        )
+        for case, total, flags in (("next", 3, 0), ("end", 6, 2))
+    ),
+    Difference(
+        "names of sequences may be short",
+        "the recorded release pads the control tensor of a name below 128 characters with bytes that it then refuses",
+        ("http infer strings: short string id",),
+        lambda golden: {
+            "status": 200,
+            "headers": golden["headers"],
+            "body": {
+                "model_name": "strings",
+                "model_version": "1",
+                "outputs": [
+                    {"name": "SUM", "datatype": "INT32", "shape": [1, 1], "data": [1]},
+                    {"name": "SEEN", "datatype": "BYTES", "shape": [1, 1], "data": [SHORT_NAME]},
+                ],
+            },
+        },
+    ),
+    Difference(
+        "an ensemble's outputs come in the order of its config, or of the request",
+        "Triton's order is that of a hash table",
+        re.compile("http infer both: all|grpc streamed(, empty final wished)?"),
+        _outputs_reversed,
+    ),
+    *(
+        Difference(
+            f"steps run whose outputs are not asked for, where others need them: {which} of two",
+            "Triton leaves such steps out when one of their outputs is an unrequested output of the ensemble, and ends "
+            "in 'unexpected deadlock'",
+            (f"http infer both: {which}",),
+            becomes(_of_both(name, value)),
+        )
+        for which, name, value in (("the first", "M", 2.0), ("the last", "Y", 3.0))
+    ),
+    Difference(
+        "ensembles have max_inflight_requests",
+        NEWEST,
+        re.compile("http config (chain|nested|optional|streaming|with_whole)"),
+        _with_inflight_limit,
+    ),
+    Difference(
+        "both ensembles of a circle are told so",
+        "Triton says of the second that nothing of it has changed, and that it has no version",
+        ("http load circle_b",),
+        http(
+            400,
+            "load failed for model 'circle_b': circular dependency between ensembles: circle_b -> ... -> circle_a -> "
+            "circle_b\n",
+        ),
+    ),
+    Difference(
+        "a step that mixes streams is named by its model",
+        "Triton names the ensemble where the step writes one of its outputs",
+        ("http load two_streams",),
+        error("step of model 'two_streams'", "step of model 'sum'"),
+    ),
+    Difference(
+        "a warm-up is not counted",
+        f"{NEWEST}; the recorded release counts its requests and executions",
+        re.compile(r"http instances: statistics of warm_\w+"),
+        _cold,
+        when=lambda golden: golden["body"]["model_stats"][0]["execution_count"] > 0,
+    ),
+    *(
+        Difference(
+            f"{name} in namespaces is not {'served' if unloaded else 'known'} {when}",
+            f"{NEWEST}: readiness of a model that cannot be found is the error of other look-ups",
+            (f"http namespaces: {name} ready {when}",),
+            http(404, f"Identifier of model '{name}' is not found in global map")
+            if unloaded
+            else http(400, f"Request for unknown model: '{name}' is not found"),
+        )
+        for when, names in (
+            ("before anything is loaded", ("both", "left", "right", "nobody")),
+            ("with two loaded", ("right", "nobody")),
+            ("after unloads", ("both", "left", "right", "nobody")),
+        )
+        for name in names
+        for unloaded in (when == "after unloads" and name in {"both", "left"},)
+    ),
+    Difference(
+        "an ambiguous name is not ready",
+        "as above",
+        ("http namespaces: both ready with two loaded",),
+        http(
+            400,
+            "There are 2 identifiers of model 'both' in global map, model namespace must be provided to resolve "
+            "ambiguity.",
+        ),
     ),
 )

@@ -411,21 +411,21 @@ def write_repository(root: Path, oracle: bool, *, broken: bool = False, only: Se
     """
     for name, (code, config) in {**PYTHON_MODELS, **(BROKEN_MODELS if broken else {})}.items():
         if only is None or name in only:
-            _python(root / name, [1], code, config)
+            write_python(root / name, [1], code, config)
     if only is None or "classes" in only:
         (root / "classes" / "labels.txt").write_text(LABELS)
     if only is not None:
         return
-    _python(root / "versions", [1, 3, 10], VERSION, VERSION_CONFIG)
+    write_python(root / "versions", [1, 3, 10], VERSION, VERSION_CONFIG)
     if oracle:
-        _python(root / "linear", [1], LINEAR, 'backend: "python"\n' + LINEAR_CONFIG)
+        write_python(root / "linear", [1], LINEAR, 'backend: "python"\n' + LINEAR_CONFIG)
     else:
         (root / "linear" / "1").mkdir(parents=True)
         (root / "linear" / "config.pbtxt").write_text('platform: "onnxruntime_onnx"\n' + LINEAR_CONFIG)
         (root / "linear" / "1" / "model.onnx").write_bytes(linear_onnx())
 
 
-def _python(place: Path, versions: list[int], code: str, config: str | None) -> None:
+def write_python(place: Path, versions: list[int], code: str, config: str | None) -> None:
     for version in versions:
         (place / str(version)).mkdir(parents=True)
         (place / str(version) / "model.py").write_text(HEAD + code)

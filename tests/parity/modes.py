@@ -8,15 +8,23 @@ from functools import partial
 from pathlib import Path
 
 from parity import (
+    bls,
+    cache,
     cases,
     classify,
     compression,
+    ensembles,
     generate,
     generated,
     grpc_more,
+    instances,
     memory,
     models,
+    namespaces,
     protection,
+    queues,
+    ragged,
+    sequences,
     settings,
     streams,
 )
@@ -34,6 +42,14 @@ class Mode:
     flags: tuple[str, ...] = ()
     ours: tuple[str, ...] = ()
     write: Callable[[Path, bool], None] = models.write_repository
+    #: The repositories below the folder that is written to; it is the repository itself where there are none.
+    folders: tuple[str, ...] = ()
+
+    def place(self, root: Path) -> tuple[Path, tuple[str, ...]]:
+        """The first repository, and the flags that name the others."""
+        if not self.folders:
+            return root, ()
+        return root / self.folders[0], tuple(f"--model-repository={root / folder}" for folder in self.folders[1:])
 
 
 MODES: Mapping[str, Mode] = {
@@ -55,4 +71,12 @@ MODES: Mapping[str, Mode] = {
         ours=("--allow-client-shm=true",),
         write=partial(models.write_repository, only=("seen", "counted", "text", "add_sub", "classes", "repeat")),
     ),
+    "queues": Mode(queues.CASES, queues.FLAGS, write=queues.write),
+    "sequences": Mode(sequences.CASES, write=sequences.write),
+    "ensembles": Mode(ensembles.CASES, ensembles.FLAGS, write=ensembles.write),
+    "instances": Mode(tuple(instances.CASES), instances.FLAGS, write=instances.write),
+    "bls": Mode(tuple(bls.CASES), write=bls.write),
+    "ragged": Mode(ragged.CASES, ragged.FLAGS, write=ragged.write),
+    "cache": Mode(cache.CASES, cache.FLAGS, write=cache.write),
+    "namespaces": Mode(tuple(namespaces.CASES), namespaces.FLAGS, write=namespaces.write, folders=namespaces.FOLDERS),
 }

@@ -34,8 +34,15 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as directory:
             repository = Path(directory).resolve()
             mode.write(repository, True)
-            with Server(repository, *mode.flags, command=command, timeout=120) as server:
+            first, others = mode.place(repository)
+            server = Server(first, *others, *mode.flags, command=command, timeout=120)
+            try:
+                server.ready_seconds()
                 answers = replay(server, mode.cases, repository)
+            finally:
+                # Models whose load failed keep it from leaving in time, and with exit code 0.
+                server.stop(check=False)
+                server.close()
         print(f"{name}: {len(answers)} answers")
         golden = HERE / "golden" / f"{name}.json"
         golden.write_text(json.dumps(answers, indent=1, ensure_ascii=False) + "\n")

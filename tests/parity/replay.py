@@ -20,6 +20,7 @@ from conch.pb import health_pb2
 from conch.pb.pool import POOL
 from parity import memory
 from parity.cases import Case, Grpc, Http, Memory, Stream
+from parity.schedules import Schedule
 from support.server import Server
 
 Answer = dict[str, Any]
@@ -43,7 +44,7 @@ def replay(server: Server, cases: Iterable[Case], repository: Path) -> dict[str,
             for case in cases:
                 if case.name in answers:
                     raise ValueError(f"two cases are named {case.name!r}")
-                answer = _ask(server, channel, case, shared)
+                answer = _ask(server, channel, case, shared, repository)
                 answers[case.name] = mask(answer, {str(repository): "<repository>", shared.name: memory.KEY})
                 if isinstance(case, Http | Grpc) and case.settle:
                     _settle(server)
@@ -55,13 +56,15 @@ def replay(server: Server, cases: Iterable[Case], repository: Path) -> dict[str,
     return answers
 
 
-def _ask(server: Server, channel: grpc.Channel, case: Case, shared: SharedMemory) -> Answer:
+def _ask(server: Server, channel: grpc.Channel, case: Case, shared: SharedMemory, repository: Path) -> Answer:
     if isinstance(case, Http):
         return ask_http(server, case, f"/{shared.name}".encode())
     if isinstance(case, Grpc):
         return ask_grpc(channel, case, f"/{shared.name}")
     if isinstance(case, Stream):
         return ask_stream(channel, case)
+    if isinstance(case, Schedule):
+        return case.play(server, repository)
     assert isinstance(case, Memory)
     return {"memory": bytes(shared.buf[case.offset : case.offset + case.size]).hex()}
 

@@ -31,7 +31,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[st
         repository = tmp_path_factory.mktemp(name).resolve()
         mode.write(repository, False)
         try:
-            with Server(repository, *mode.flags, *mode.ours) as server:
+            first, others = mode.place(repository)
+            with Server(first, *others, *mode.flags, *mode.ours) as server:
                 return replay(server, mode.cases, repository)
         except Exception as failure:
             return failure

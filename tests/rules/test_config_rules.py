@@ -33,10 +33,6 @@ MODELS = {
         "metric control must specify 'histogram_options'",
     'model_metrics { metric_control { metric_identifier { family: "f" } histogram_options {} } }':
         "histogram options must specify non-empty 'buckets'",
-    'model_warmup { inputs { key: "x" value { dims: [ -1 ] zero_data: true } } }':
-        "warmup setting expects all variable-size dimensions are specified for input 'x'",
-    'model_warmup { inputs { key: "x" value { dims: [ 1 ] } } }':
-        "[request id: <id_unknown>] warmup setting expects input 'x' to have input_data_type set",
 }  # fmt: skip
 
 BATCHING = {
@@ -99,6 +95,14 @@ SEQUENCES = {
         "'initial_state' dim for input name 'i' doesn't match 'state' dim description. 2 != 1",
     f"state {{ {STATE} initial_state {{ {INITIAL} dims: [ 1 ] }} }}":
         "initial_state setting expects state'i' to have state_data set",
+    'state { input_name: "i" data_type: TYPE_FP32 dims: [ 1 ] }':
+        "sequence batching state 'i' must specify 'output_name' for m",
+    'state { input_name: "i" output_name: "o" data_type: TYPE_FP32 }':
+        "sequence batching state 'i' must specify 'dims' for m",
+    f"state {{ {STATE} }} state {{ {STATE} }}":
+        "sequence batching tensor 'i' is specified more than once among the inputs, controls and states of m",
+    f'state {{ {STATE} }} state {{ input_name: "j" output_name: "o" data_type: TYPE_FP32 dims: [ 1 ] }}':
+        "sequence batching state output 'o' is specified more than once for m",
 }  # fmt: skip
 
 

@@ -25,6 +25,34 @@ def test_plan_brings_what_serves_to_what_is_wanted(
     assert not set(todo.keep) & (set(todo.load) | set(todo.unload))
 
 
+instance_keys = st.builds(
+    Key, st.just("d"), st.just(b""), st.just(""), st.sampled_from("ab"), st.sampled_from([b"1", b"2"])
+)
+
+
+@given(
+    st.dictionaries(st.integers(1, 4), instance_keys),
+    st.dictionaries(st.integers(1, 4), instance_keys),
+    st.sets(st.integers(1, 4)),
+    st.sets(st.integers(1, 4)),
+)
+def test_instances_change_in_place_where_they_can(
+    serving: dict[int, Key], wanted: dict[int, Key], broken: set[int], elastic: set[int]
+) -> None:
+    """A version changes in place exactly when only its instances differ, it is elastic and it is well."""
+    todo = plan(serving, wanted, broken, elastic)
+    assert set(todo.change) == {
+        number
+        for number, key in wanted.items()
+        if number in serving
+        and number in elastic - broken
+        and key != serving[number]
+        and key.files == serving[number].files
+    }
+    assert set(todo.change) <= set(todo.keep)
+    assert set(todo.load) == wanted.keys() - set(todo.keep)
+
+
 class Histories(RuleBasedStateMachine):
     """Loads follow one another; unloads may end at any time later. The model is a set of numbers that serve."""
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from conch.backend.python import lending, message, pb_utils
 from conch.backend.python.answers import LAYOUTS
+from conch.backend.python.bls import Caller
 from conch.backend.python.channel import DONE_HEAD, KEPT, OUTPUTS, OUTPUTS_SHIFT, Area
 from conch.backend.python.execute import Executor
 from conch.backend.python.message import Messages
@@ -77,7 +78,7 @@ class Pair:
         self.areas = mine + theirs
         self.messages, self.replies = Messages(SPEC, self.inputs), Replies(SPEC, outputs)
         self.calls: Any = Silent()
-        self.executor = Executor(model, "m_0", self.calls, their_inputs, their_outputs)
+        self.executor = Executor(model, "m_0", self.calls, their_inputs, their_outputs, Caller(self.calls))
         self.flags = 0
 
     def run(self, batch: list[InferRequest]) -> list[Any]:

@@ -44,7 +44,7 @@ class Link:
         self.calls.stream()
         self.stats = ModelStats()
         self.area = Area.make(4096, 4096)
-        self.replies = Replies(SPEC, self.area)
+        self.replies = Replies(SPEC, [self.area])
         self.responders = Responders("m", self.stats, self._tell)
         self.requests: list[InferRequest] = []
         self.streams: list[Stream | None] = []

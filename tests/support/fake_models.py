@@ -71,6 +71,7 @@ class FakeStore:
         self.models: dict[str, StoredModel] = {}
         self.twice: frozenset[str] = frozenset()
         self.released = 0
+        self.namespaces: tuple[str, ...] = ()
 
     def put(self, name: str, *versions: int, config: str = "", **stamps: str) -> None:
         """`stamps` are fingerprints of versions, as `v1="..."`."""

@@ -194,5 +194,6 @@ def make_spec(config: ModelConfig) -> ModelSpec:
 
 def _spec(entry: Any) -> TensorSpec:
     reshape = tuple(entry.reshape.shape) if entry.HasField("reshape") else None
-    optional = getattr(entry, "optional", False)
-    return TensorSpec(entry.name, dtype.BY_NUMBER[entry.data_type], tuple(entry.dims), optional, reshape)
+    optional, ragged = getattr(entry, "optional", False), getattr(entry, "allow_ragged_batch", False)
+    datatype = dtype.BY_NUMBER[entry.data_type]
+    return TensorSpec(entry.name, datatype, tuple(entry.dims), optional, reshape, ragged=ragged)

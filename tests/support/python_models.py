@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from conch.backend.api import Host, ModelFiles, Placement
+from conch.backend.api import Host, ModelFiles, Models, Placement
 from conch.backend.python.backend import PythonBackend, PythonModel
 from conch.backend.python.host import PythonInstance
+from conch.observe.custom import Families
 from conch.observe.stats import ModelStats
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.dtype import BY_NAME, BYTES, FP32
@@ -158,6 +159,8 @@ def served(
     spec: ModelSpec | None = None,
     settings: Mapping[str, str] | None = None,
     config: ModelConfig | None = None,
+    models: Models | None = None,
+    metrics: Families | None = None,
 ) -> Iterator[Served]:
     spec = spec or make_spec()
     config = config or ModelConfig(name="m", max_batch_size=spec.max_batch_size)
@@ -165,7 +168,7 @@ def served(
     files = write_model(folder, source)
     with running_loop() as loop:
         stats = ModelStats()
-        host = Host(loop, settings or {})
+        host = Host(loop, settings or {}, models=models, metrics=metrics)
         model = PythonBackend().load(config, spec, files, host, stats)
         try:
             yield Served(model, model.instance(Placement("m_0_0", "CPU")), spec, stats)

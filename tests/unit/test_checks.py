@@ -154,6 +154,18 @@ def test_string_elements_are_counted() -> None:
     )
 
 
+def test_ragged_inputs_do_not_separate() -> None:
+    """Requests that differ in a ragged input alone share a batch; other inputs of any size still count."""
+    inputs = (TensorSpec("r", FP32, (-1,), ragged=True), TensorSpec("b", INT64, (-1,)))
+    spec = ModelSpec("m", 1, 4, inputs, ())
+    keys = [
+        checks.check_inputs(spec, make_head(("r", "FP32", (1, size)), ("b", "INT64", (1, other)))).batch_key
+        for size, other in ((3, 2), (9, 2), (3, 5))
+    ]
+    assert keys[0] == keys[1]
+    assert keys[0] != keys[2]
+
+
 @given(st.lists(st.binary(max_size=20), max_size=20))
 def test_any_strings_pass_their_own_check(elements: list[bytes]) -> None:
     """What `join_bytes` makes of n elements is n elements."""

@@ -188,9 +188,11 @@ def test_instance_groups(text: str, gpus: tuple[int, ...], default: int, groups:
 
 def test_instance_names() -> None:
     """The implicit group's instances are m_0, m_1; those of group 0 are m_0_0, m_0_1; GPUs share names."""
-    assert [name for name, _ in instance_groups(model(), (), 2)[0].places()] == ["m_0", "m_1"]
+    assert [place.name for place in instance_groups(model(), (), 2)[0].places()] == ["m_0", "m_1"]
     group = instance_groups(model("instance_group { count: 2 }"), (0, 3))[0]
-    assert group.places() == [("m_0_0", 0), ("m_0_0", 3), ("m_0_1", 0), ("m_0_1", 3)]
+    assert [(place.name, place.device) for place in group.places()] == [
+        ("m_0_0", 0), ("m_0_0", 3), ("m_0_1", 0), ("m_0_1", 3)
+    ]  # fmt: skip
 
 
 def test_filled_groups_are_shown() -> None:
@@ -203,10 +205,10 @@ def test_filled_groups_are_shown() -> None:
 @pytest.mark.parametrize(
     ("text", "gpus", "message"),
     [
-        ("kind: KIND_GPU", (), "instance group m_0 of model m has kind KIND_GPU but server does not support GPUs"),
+        ("kind: KIND_GPU", (), "instance group m_0 of model m has kind KIND_GPU but no GPUs are available"),
         ("kind: KIND_GPU gpus: [ 7 ]", (0, 1),
          ("instance group m_0 of model m specifies invalid or unsupported gpu id 7. GPUs with at least the minimum "
-         "required CUDA compute compatibility of 0.000000 are: 0, 1")),
+         "required CUDA compute compatibility of 6.000000 are: 0, 1")),
         ("kind: KIND_CPU gpus: [ 0 ]", (0,),
          "instance group m_0 of model m has kind KIND_CPU but specifies one or more GPUs"),
         ("gpus: [ 0 ]", (), "instance group m_0 of model m has kind KIND_CPU but specifies one or more GPUs"),

@@ -18,15 +18,20 @@ OPEN = {
 }  # fmt: skip
 #: What does something, with any backend.
 EFFECTIVE = {
-    "name", "platform", "backend", "version_policy", "max_batch_size", "default_model_filename", "metric_tags",
-    "parameters", "input.name", "input.data_type", "input.dims", "input.reshape", "input.optional", "output.name",
-    "output.data_type", "output.dims", "output.reshape", "output.label_filename",
+    "name", "platform", "backend", "version_policy", "ensemble_scheduling", "response_cache", "max_batch_size",
+    "default_model_filename", "metric_tags",
+    "parameters", "input.name", "input.data_type", "input.dims", "input.reshape", "input.optional",
+    "input.allow_ragged_batch", "output.name", "output.data_type", "output.dims", "output.reshape",
+    "output.label_filename",
     "dynamic_batching.preferred_batch_size",
     "dynamic_batching.max_queue_delay_microseconds",
     "dynamic_batching.default_queue_policy.default_timeout_microseconds",
     "dynamic_batching.default_queue_policy.allow_timeout_override",
-    "dynamic_batching.default_queue_policy.max_queue_size", "instance_group.name", "instance_group.kind",
-    "instance_group.count", "instance_group.gpus", "instance_group.passive",
+    "dynamic_batching.default_queue_policy.max_queue_size", "dynamic_batching.default_queue_policy.timeout_action",
+    "dynamic_batching.preserve_ordering", "dynamic_batching.priority_levels", "instance_group.name",
+    "instance_group.kind",
+    "instance_group.count", "instance_group.gpus", "instance_group.passive", "instance_group.rate_limiter",
+    "instance_group.host_policy", "model_warmup", "sequence_batching",
 }  # fmt: skip
 #: Checked as Triton checks them, and as in Triton without effect on the models that there are.
 CHECKED = {
@@ -35,11 +40,10 @@ CHECKED = {
     "optimization.output_pinned_memory",
 }  # fmt: skip
 #: The load is refused.
-REFUSED = {"sequence_batching", "ensemble_scheduling", "model_transaction_policy"}
+REFUSED = {"model_transaction_policy"}
 #: The ONNX Runtime backend acts on these, or refuses or warns of them itself.
 ONNX = {
-    "input.allow_ragged_batch", "batch_input", "batch_output", "optimization.graph",
-    "optimization.execution_accelerators", "model_operations",
+    "batch_input", "batch_output", "optimization.graph", "optimization.execution_accelerators", "model_operations",
 }  # fmt: skip
 
 
@@ -93,7 +97,9 @@ def config_with(path: str, backend: str) -> ModelConfig:
 def test_every_field_is_accounted_for(path: str, backend: str) -> None:
     """A field that is set alone is named, alone, exactly when nothing acts on it or refuses it."""
     known = EFFECTIVE | CHECKED | REFUSED | (ONNX if backend == "onnxruntime" else set())
-    assert ignored_fields(config_with(path, backend)) == ([] if path in known else [path])
+    # Behind the path of a field may stand what it would need.
+    named = [name.split(" (")[0] for name in ignored_fields(config_with(path, backend))]
+    assert named == ([] if path in known else [path])
 
 
 def test_groups_are_fields() -> None:
@@ -102,10 +108,14 @@ def test_groups_are_fields() -> None:
 
 
 def test_batching_of_models_that_do_not_batch_is_named() -> None:
-    """dynamic_batching without max_batch_size does nothing."""
+    """Without max_batch_size nothing is waited for; queue policies and levels hold all the same."""
     config = ModelConfig(backend="python")
-    config.dynamic_batching.SetInParent()
-    assert ignored_fields(config) == ["dynamic_batching (max_batch_size is 0)"]
+    config.dynamic_batching.priority_levels = 2
+    config.dynamic_batching.default_priority_level = 1
+    config.dynamic_batching.default_queue_policy.max_queue_size = 3
+    assert ignored_fields(config) == []
+    config.dynamic_batching.max_queue_delay_microseconds = 5
+    assert ignored_fields(config) == ["dynamic_batching.max_queue_delay_microseconds (max_batch_size is 0)"]
 
 
 def test_defaults_are_not_named() -> None:
@@ -115,3 +125,10 @@ def test_defaults_are_not_named() -> None:
     config.response_cache.enable = False
     normalize(config)
     assert ignored_fields(config) == []
+
+
+def test_batching_library_is_named() -> None:
+    """A custom batching library is native code for Triton's process: the parameter that asks for one is warned of."""
+    config = ModelConfig(name="m", backend="python")
+    config.parameters["TRITON_BATCH_STRATEGY_PATH"].string_value = "/opt/strategy.so"
+    assert ignored_fields(config) == ["parameters.TRITON_BATCH_STRATEGY_PATH"]

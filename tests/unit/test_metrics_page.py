@@ -70,6 +70,7 @@ class Version:
     version: int = 1
     stats: ModelStats = field(default_factory=ModelStats)
     tags: Mapping[str, str] = field(default_factory=dict)
+    namespace: str = ""
     waiting: int = 0
 
     def pending(self) -> int:

@@ -205,19 +205,58 @@ class TestCheck:
             "unable to load model 'm', optional input 'w' is not supported for models that support batching"
         )
 
+    RAGGED = 'input { name: "x" data_type: TYPE_FP32 dims: -1 allow_ragged_batch: true }'
+    COUNTS = 'batch_input { kind: BATCH_ELEMENT_COUNT target_name: "n" data_type: TYPE_INT32 source_input: "x" }'
+    SCATTERED = 'batch_output { target_name: "y" source_input: "x" }'
+
+    def test_ragged_batching(self) -> None:
+        """Ragged inputs are one-dimensional in the model; batch inputs count as inputs; scattered outputs are free."""
+        signature = Signature((fp32("x", -1), Slot("n", dtype.INT32, (-1,))), (fp32("y", -1),))
+        output = 'output { name: "y" data_type: TYPE_FP32 dims: [ -1, 5 ] }'
+        check_config(parse(self.SIZE + self.RAGGED + self.COUNTS + self.SCATTERED + output), signature)
+
     @pytest.mark.parametrize(
-        "text",
+        ("signature", "text", "message"),
         [
-            'input { name: "x" data_type: TYPE_FP32 dims: 3 allow_ragged_batch: true }',
-            X + 'batch_input { target_name: "n" }',
-            X + 'batch_output { target_name: "y" }',
+            (
+                Signature((fp32("x", -1, -1),), (fp32("y", -1, 2),)),
+                RAGGED,
+                (
+                    "unable to load model 'm', configuration expects model provides input with shape [-1]  for ragged "
+                    "input 'x', model provides [-1,-1]"
+                ),
+            ),
+            (
+                Signature((fp32("x", -1),), (fp32("y", -1, 2),)),
+                RAGGED + COUNTS,
+                "unable to load model 'm', configuration expects 2 inputs, model provides 1",
+            ),
+            (
+                Signature((fp32("x", -1), fp32("k", -1)), (fp32("y", -1, 2),)),
+                RAGGED + COUNTS,
+                "unexpected inference input 'n', allowed inputs are: k, x",
+            ),
+            (
+                Signature((fp32("x", -1), fp32("n", -1)), (fp32("y", -1, 2),)),
+                RAGGED + COUNTS,
+                (
+                    "unable to load model 'm', configuration expects datatype TYPE_INT32 for input 'n', "
+                    "model provides TYPE_FP32"
+                ),
+            ),
         ],
     )
-    def test_ragged_batching_is_refused(self, text: str) -> None:
-        """What is not supported is refused at load, not ignored."""
-        with pytest.raises(InferError) as caught:
-            check_config(parse(self.SIZE + text + self.Y), BATCHING)
-        assert caught.value.code is Code.UNSUPPORTED
+    def test_ragged_disagreements(self, signature: Signature, text: str, message: str) -> None:
+        """What does not agree has Triton's text."""
+        assert refusal(signature, self.SIZE + text + self.Y) == message
+
+    def test_optional_ragged_input(self) -> None:
+        """An input that can be left out cannot be ragged."""
+        signature = Signature((fp32("x", -1),), (fp32("y", -1, 2),), (fp32("w", -1),))
+        extra = ' input { name: "w" data_type: TYPE_FP32 dims: -1 optional: true allow_ragged_batch: true }'
+        x = 'input { name: "x" data_type: TYPE_FP32 dims: -1 }'
+        y = 'output { name: "y" data_type: TYPE_FP32 dims: [ -1, 2 ] }'
+        assert refusal(signature, x + extra + y).endswith("which is not supported for optional input")
 
 
 class TestSignature:

@@ -112,11 +112,11 @@ def test_a_request_of_the_models_own() -> None:
     )  # fmt: skip
     request.set_flags(2)
     assert (request.request_id(), request.correlation_id(), request.flags(), request.timeout()) == ("i", "c", 2, 5)
-    assert (request.parameters(), request.requested_output_names(), request.inputs()) == ('{"a":1}', {"x"}, [])
+    assert (request.parameters(), request.requested_output_names(), request.inputs()) == ('{"a": 1}', {"x"}, [])
     assert not request.is_cancelled()
     with pytest.raises(TypeError, match="needs the arguments"):
         InferenceRequest(model_name="m")
-    with pytest.raises(TritonModelException, match="not supported by this server yet"):
+    with pytest.raises(TritonModelException, match=r"^BLS is only supported during the 'execute' function\.$"):
         request.exec()
 
 

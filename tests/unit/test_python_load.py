@@ -11,6 +11,7 @@ import pytest
 from conch.backend.api import Host
 from conch.backend.python.backend import PythonBackend
 from conch.backend.python.complete import merge
+from conch.backend.python.settings import read_settings
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.dtype import BYTES, FP32
 from conch.types.error import Code, InferError
@@ -160,23 +161,6 @@ def test_an_environment_of_its_own(tmp_path: Path) -> None:
         assert array_of(model.echo().outputs[0]).tolist() == [b"1"]
 
 
-MISSING = [
-    ("requests[0].exec()", "Calling another model with InferenceRequest.exec()"),
-    ("pb_utils.load_model('m')", "pb_utils.load_model()"),
-    ("pb_utils.MetricFamily('n', 'd', pb_utils.MetricFamily.COUNTER)", "A metric of the model's own"),
-    ("requests[0].set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)", "Rescheduling a request"),
-]
-
-
-def test_what_is_missing_says_so(tmp_path: Path) -> None:
-    """Symbols of Triton's that do not work yet raise and name what is missing."""
-    codes = [code for code, _ in MISSING]
-    execute = f"eval({codes!r}[int(requests[0].inputs()[0].as_numpy()[0, 0])])"
-    with served(tmp_path, model_source(execute)) as model:
-        for number, (_, what) in enumerate(MISSING):
-            assert f"TritonModelException: {what}" in model.echo(number).message
-
-
 def test_finalize_runs_at_unload(tmp_path: Path) -> None:
     """close() lets the model finish; close() again does nothing."""
     more = """
@@ -311,3 +295,27 @@ def test_statistics_have_the_workers_times(tmp_path: Path) -> None:
         assert model.stats.compute_input.ns > 0
         assert model.stats.compute_output.ns > 0
         assert model.stats.compute_input.ns + model.stats.compute_output.ns < 50_000_000 * 100
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many", "5000", ""])
+def test_a_limit_of_overlapping_coroutines_is_a_number(tmp_path: Path, text: str) -> None:
+    """The load fails with what was expected and what came."""
+    config = ModelConfig(name="m", max_batch_size=8)
+    config.parameters["MAX_CONCURRENT_EXECUTIONS"].string_value = text
+    with (
+        pytest.raises(InferError, match=f"is '{text}', expected a number from 1 to 4096"),
+        served(tmp_path, model_source(), config=config),
+    ):
+        """Not reached."""
+
+
+def test_settings_without_an_effect_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Each by its name, once; those that have one, or are the server's, are not."""
+    settings = {"shm-default-byte-size": "1048576", "thread-pool-size": "4", "no-such": "x", "backend-directory": "/"}
+    with caplog.at_level("WARNING"):
+        for _ in range(2):
+            read_settings(settings)
+    warned = [record.getMessage() for record in caplog.records]
+    assert len(warned) == 2
+    assert "python,thread-pool-size=4 has no effect: calls of models" in warned[0]
+    assert "python,no-such=x has no effect: the Python backend knows no such setting" in warned[1]

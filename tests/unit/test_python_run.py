@@ -14,7 +14,7 @@ from conch.observe.stats import Reason
 from conch.types.dtype import BY_NAME, BYTES, FP32, INT32, DataType
 from conch.types.error import Code, InferError
 from conch.types.model import ModelSpec, TensorSpec
-from conch.types.request import InferRequest, RequestHead
+from conch.types.request import InferRequest
 from conch.types.response import InferResponse
 from conch.types.tensor import from_numpy
 from support.python_models import ECHO, array_of, form_for, make_spec, model_source, served
@@ -106,9 +106,8 @@ def test_a_request_tells_everything(tmp_path: Path) -> None:
         return [pb_utils.InferenceResponse(error=pb_utils.TritonError(text))]
     """
     with served(tmp_path, model_source(execute)) as model:
-        head = RequestHead("m", parameters={"sequence_id": 7, "sequence_start": True})
         request = model.request(
-            np.zeros((1, 2), np.float32), id="r1", head=head, timeout_us=1000, outputs=("Y",),
+            np.zeros((1, 2), np.float32), id="r1", correlation_id=7, flags=1, timeout_us=1000, outputs=("Y",),
             parameters={"foo": "b\u00e4r", "n": 3, "f": 1.5, "b": True},
         )  # fmt: skip
         (error,) = model.ask(request)

@@ -22,8 +22,8 @@ class Registry:
     def load(self, name: str, parameters: Mapping[str, str | bytes]) -> Future[None]:
         return self._note("load", name, dict(parameters))
 
-    def unload(self, name: str) -> Future[None]:
-        return self._note("unload", name)
+    def unload(self, name: str, unload_dependents: bool = False) -> Future[None]:
+        return self._note("unload", name, unload_dependents)
 
     def _note(self, *call: object) -> Future[None]:
         self.calls.append(call)
@@ -44,7 +44,7 @@ def test_calls_go_to_the_registry() -> None:
     control = Control(registry, "explicit")
     control.load("m", {"config": "{}", "file:1/model.py": b"x"}).result(5)
     control.unload("m", True).result(5)
-    assert registry.calls == [("load", "m", {"config": "{}", "file:1/model.py": b"x"}), ("unload", "m")]
+    assert registry.calls == [("load", "m", {"config": "{}", "file:1/model.py": b"x"}), ("unload", "m", True)]
     assert control.index(True) == [IndexEntry("m", state="True")]
 
 

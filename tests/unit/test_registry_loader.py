@@ -130,7 +130,9 @@ class Bench:
         self.steps.step()
         return self.backend
 
-    def build(self, config: ModelConfig, instances: Sequence[Instance], stats: ModelStats) -> Scheduler:
+    def build(
+        self, config: ModelConfig, instances: Sequence[Instance], stats: ModelStats, sequences: object = None
+    ) -> Scheduler:
         return Scheduler(Part(self.steps, "scheduler"))
 
     def release(self) -> None:
@@ -218,31 +220,22 @@ def test_model_that_nothing_can_execute_is_refused(tmp_path: Path) -> None:
         Bench(tmp_path, Steps(), CONFIG + groups % "").load()
 
 
-@pytest.mark.parametrize(
-    ("extra", "what"),
-    [
-        ("sequence_batching { }", "sequence_batching"),
-        ('platform: "ensemble"', "ensemble"),
-    ],
-)
-def test_what_is_not_supported_yet_is_said(tmp_path: Path, extra: str, what: str) -> None:
-    """Ensembles and sequence batching are refused by name, not served wrongly."""
-    config = CONFIG + extra
-    if what == "ensemble":
-        config = config.replace('backend: "fake"', "") + (
-            "ensemble_scheduling { step [ { model_name: 'a' model_version: -1 "
-            "input_map { key: 'x' value: 'x' } output_map { key: 'y' value: 'y' } } ] }"
-        )
-    with pytest.raises(InferError, match=f"{what}.* not supported yet") as caught:
-        Bench(tmp_path, Steps(), config).load()
-    assert caught.value.code is Code.UNSUPPORTED
-
-
 def test_fields_without_effect_are_named_in_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What the config asks for in vain is told at load, model and field."""
-    Bench(tmp_path, Steps(), CONFIG + "dynamic_batching { preserve_ordering: true }").load()
+    Bench(tmp_path, Steps(), CONFIG + "optimization { eager_batching: true }").load()
     assert [record.getMessage() for record in caplog.records] == [
-        "model 'm': 'dynamic_batching.preserve_ordering' in its config is accepted but has no effect yet"
+        "model 'm': 'optimization.eager_batching' in its config is accepted but has no effect yet"
+    ]
+
+
+def test_a_batching_library_is_named_in_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Triton would load native code that lies beside the model: here it does nothing, and the log says so."""
+    bench = Bench(tmp_path, Steps())
+    library = tmp_path / "m" / "1" / "batchstrategy.so"
+    library.write_bytes(b"")
+    bench.load()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"model 'm': custom batching libraries are not supported, {library} has no effect"
     ]
 
 

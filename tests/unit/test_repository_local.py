@@ -225,3 +225,24 @@ def test_names_that_clients_may_not_use() -> None:
         with pytest.raises(InferError) as caught:
             check_name(name)
         assert caught.value.message == text
+
+
+def test_namespaces_are_repositories(tmp_path: Path) -> None:
+    """With namespaces a model is known by its repository's path and its name, and no name is there twice."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for root in (one, two):
+        (root / "m" / "1").mkdir(parents=True)
+        (root / "m" / "config.pbtxt").write_text(f'# {root.name}\nbackend: "identity"')
+    store = LocalStore([two, one], namespacing=True)
+    assert store.names() == [f"{one}::m", f"{two}::m"]
+    assert store.duplicates() == frozenset()
+    for root in (one, two):
+        stored = store.fetch(f"{root}::m")
+        assert (stored.name, stored.namespace, stored.identity) == ("m", str(root), f"{root}::m")
+        assert root.name in (stored.config_text or "")
+        made = store.fetch_override(f"{root}::m", "{}", {"1/model.py": b""})
+        assert (made.namespace, made.override) == (str(root), True)
+        made.release()
+    for wanted in (f"{one}::x", f"{one}::../two/m", "nobody"):
+        with pytest.raises(InferError, match="model not found in any model repository"):
+            store.fetch(wanted)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from conch.observe.custom import Families
 from conch.observe.stats import ModelStats
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.model import ModelSpec
@@ -61,6 +62,8 @@ class Host:
     cpus: int = 1
     #: The server's models; None where a backend is used by itself.
     models: Models | None = None
+    #: Where metrics that models define go; None where nobody looks at them.
+    metrics: Families | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,9 @@ class Placement:
     device_id: int = 0
     #: How many instances of this model version there are in all, so that they can share the CPUs.
     instances: int = 1
+    #: The CPUs that its host policy confines it to; empty for all. The thread that calls `LoadedModel.instance` is on
+    #: them already, and what it starts stays there; what is started later has to be put there.
+    cores: frozenset[int] = frozenset()
 
 
 @runtime_checkable

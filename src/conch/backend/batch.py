@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from conch.backend.ragged import Ragged
 from conch.observe.stats import ModelStats, Reason
 from conch.types.dtype import BYTES
 from conch.types.error import Code, InferError, internal
@@ -23,12 +24,15 @@ class Batch:
     `input_end`, run the model, `output_start`, then `settle` or `fail`, exactly once.
     """
 
-    __slots__ = ("_input_end_ns", "_output_start_ns", "_start_ns", "_stats", "requests", "rows", "spec")
+    __slots__ = ("_input_end_ns", "_output_start_ns", "_ragged", "_start_ns", "_stats", "requests", "rows", "spec")
 
-    def __init__(self, spec: ModelSpec, requests: Sequence[InferRequest], stats: ModelStats) -> None:
+    def __init__(
+        self, spec: ModelSpec, requests: Sequence[InferRequest], stats: ModelStats, ragged: Ragged | None = None
+    ) -> None:
         self._start_ns = self._input_end_ns = self._output_start_ns = time.monotonic_ns()
         self.spec = spec
         self._stats = stats
+        self._ragged = ragged
         self.requests = drop_cancelled(requests, stats)
         self.rows = sum([request.form.rows for request in self.requests])
 
@@ -40,6 +44,10 @@ class Batch:
         """The full batch shape that the backend sees, and the wire bytes, of the input at `position` in the config."""
         first = self.requests[0].form
         index = first.inputs.index(position)
+        if self.spec.inputs[position].ragged:
+            # One row of all elements, whatever the requests' shapes.
+            count = sum([request.form.counts[index] for request in self.requests])
+            return (count,), b"".join([request.data[index] for request in self.requests])
         if len(self.requests) == 1:
             return first.backend_shapes[index], self.requests[0].data[index]
         shape = (self.rows, *first.backend_shapes[index][1:])
@@ -74,6 +82,8 @@ class Batch:
 
     def _share(self, spec: TensorSpec, shape: Shape, data: Buffer) -> list[Tensor]:
         """One output, cut into each request's rows."""
+        if self._ragged is not None and spec.name in self._ragged.scattered:
+            return self._ragged.scatter(self.spec, spec, self.requests, data)
         batching = self.spec.max_batch_size > 0
         if batching and (not shape or shape[0] != self.rows):
             raise internal(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from conch.config.fairness import fair_weights_are_sound
 from conch.pb.model_config_pb2 import ModelConfig, ModelQueuePolicy
 from conch.types.error import invalid
 
@@ -68,4 +69,5 @@ RULES = (
     policies_name_levels,
     order_allows_one_level,
     order_allows_no_delay,
+    fair_weights_are_sound,
 )

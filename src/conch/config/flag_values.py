@@ -172,7 +172,7 @@ def metrics_setting(value: str) -> tuple[str, str]:
     return key, worth
 
 
-def host_policy(value: str) -> tuple[str, str, str]:
+def host_policy(value: str) -> tuple[str, str, int | frozenset[int]]:
     name, _, setting = value.partition(",")
     key, _, worth = setting.partition("=")
     if not (name and key and worth):
@@ -181,7 +181,23 @@ def host_policy(value: str) -> tuple[str, str, str]:
         raise FlagValueError(
             f"Unsupported host policy setting '{key}' is specified, supported settings are 'numa-node', 'cpu-cores'"
         )
-    return name, key, worth
+    return name, key, integer()(worth) if key == "numa-node" else cores(worth)
+
+
+def cores(value: str) -> frozenset[int]:
+    """`<lower>-<upper>`, or one number; several, with commas between."""
+    found: set[int] = set()
+    for part in value.split(","):
+        low, dash, high = part.partition("-")
+        if not low.isascii() or not low.isdigit() or (dash and not (high.isascii() and high.isdigit())):
+            raise FlagValueError(
+                f"host policy setting 'cpu-cores' format is '<lower_cpu_core_id>-<upper_cpu_core_id>'. Got {part}"
+            )
+        first, last = int(low[:9]), int((high or low)[:9])
+        if not first <= last < 65536:
+            raise FlagValueError(f"host policy setting 'cpu-cores' has no cores from {first} to {last}")
+        found.update(range(first, last + 1))
+    return frozenset(found)
 
 
 def resource(value: str) -> tuple[str, int, int | None]:

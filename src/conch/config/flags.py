@@ -9,14 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from conch.config.cache_flags import cache_options, deprecation
 from conch.config.flag_table import FLAGS, Flag, titles
 from conch.config.flag_values import FlagValueError
 from conch.config.server import (
     GrpcOptions,
+    HostPolicy,
     HttpOptions,
     LogOptions,
     MemoryOptions,
     MetricsOptions,
+    RateOptions,
     RepositoryOptions,
     Restriction,
     ServerOptions,
@@ -80,9 +83,12 @@ def deprecations(argv: Sequence[str], prog: str) -> list[str]:
     """Triton's warnings for flags that do what they say and have a better successor; `argv` as parsed before."""
     given = _read(argv, prog).values
     return [
-        f"Warning: '--{name}' has been deprecated! Please use '--{successor}' instead."
-        for name, successor in _SUCCESSORS.items()
-        if name in given
+        *[
+            f"Warning: '--{name}' has been deprecated! Please use '--{successor}' instead."
+            for name, successor in _SUCCESSORS.items()
+            if name in given
+        ],
+        *deprecation(given),
     ]
 
 
@@ -203,7 +209,10 @@ def _options(
         log=LogOptions(**groups.get("log", {})),
         memory=MemoryOptions(**groups.get("memory", {})),
         trace=_trace(groups.get("trace", {}), environ),
+        cache=cache_options(values, environ),
         repository=RepositoryOptions(**repository),
+        rate=RateOptions(values.get("rate-limit", "off"), tuple(values.get("rate-limit-resource", ()))),
+        host_policies=_policies(values.get("host-policy", ())),
         backend=_backend(values.get("backend-config", ())),
         ignored=(*(f"--{name}" for name in FLAGS if name in values and not FLAGS[name].sets), *_idle_files(values)),
     )
@@ -218,13 +227,22 @@ def _trace(given: Mapping[str, Any], environ: Mapping[str, str]) -> TraceOptions
 
 
 def _idle_files(values: Mapping[str, Any]) -> Iterator[str]:
-    """Flags of TLS that wait for another one: Triton ignores them without a word."""
+    """Flags that wait for another one: Triton ignores them without a word."""
+    if "rate-limit-resource" in values and values.get("rate-limit", "off") == "off":
+        yield "--rate-limit-resource without --rate-limit=execution_count"
     for group in ("http", "grpc"):
         mutual = values.get(f"{group}-use-ssl-mutual")
         for name, switch in (("server-cert", "use-ssl"), ("server-key", "use-ssl"), ("root-cert", "use-ssl-mutual")):
             on = mutual or (switch == "use-ssl" and values.get(f"{group}-use-ssl"))
             if f"{group}-{name}" in values and not on:
                 yield f"--{group}-{name} without --{group}-{switch}"
+
+
+def _policies(settings: Sequence[tuple[str, str, Any]]) -> Mapping[str, HostPolicy]:
+    result: dict[str, dict[str, Any]] = {}
+    for policy, key, value in settings:
+        result.setdefault(policy, {})[key.replace("-", "_")] = value
+    return {policy: HostPolicy(**given) for policy, given in result.items()}
 
 
 def _backend(settings: Sequence[tuple[str, str, str]]) -> Mapping[str, Mapping[str, str]]:

@@ -13,6 +13,25 @@ _MOST = 4096
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """How much of a resource an instance needs while it executes; global resources are shared by all devices."""
+
+    resource: str
+    is_global: bool
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One instance: what it is called and where it runs."""
+
+    name: str
+    device: int
+    #: The host policy's name: the group's own, else that of its kind.
+    host_policy: str
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceGroup:
     """`count` instances, on each of `gpus` where there are any. `kind` is CPU, GPU or MODEL."""
 
@@ -21,11 +40,23 @@ class InstanceGroup:
     count: int
     gpus: tuple[int, ...] = ()
     passive: bool = False
+    profile: tuple[str, ...] = ()
+    #: The policy that the group names; empty for its kind's.
+    host_policy: str = ""
+    claims: tuple[Claim, ...] = ()
+    priority: int = 0
 
-    def places(self) -> list[tuple[str, int]]:
-        """Every instance's name and device. On several GPUs the names repeat: Triton tells them apart by device."""
+    def places(self) -> list[Place]:
+        """Every instance. On several GPUs the names repeat: Triton tells them apart by device."""
         devices = self.gpus or (0,)
-        return [(f"{self.name}_{number}", device) for number in range(self.count) for device in devices]
+        return [
+            Place(f"{self.name}_{number}", device, self.host_policy or self._usual_policy(device))
+            for number in range(self.count)
+            for device in devices
+        ]
+
+    def _usual_policy(self, device: int) -> str:
+        return f"gpu_{device}" if self.kind == "GPU" else self.kind.lower()
 
 
 def instance_groups(config: ModelConfig, gpus: Sequence[int] = (), default_count: int = 1) -> list[InstanceGroup]:
@@ -44,6 +75,16 @@ def instance_groups(config: ModelConfig, gpus: Sequence[int] = (), default_count
             group.count,
             tuple(group.gpus),
             group.passive,
+            tuple(group.profile),
+            group.host_policy,
+            # Of one resource named twice the last counts, as in Triton.
+            tuple(
+                {
+                    (each.name, getattr(each, "global")): Claim(each.name, getattr(each, "global"), each.count)
+                    for each in group.rate_limiter.resources
+                }.values()
+            ),
+            group.rate_limiter.priority,
         )
         for group in complete.instance_group
     ]
@@ -85,12 +126,12 @@ def _check(config: ModelConfig, group: ModelInstanceGroup, gpus: Sequence[int]) 
 
 
 def _check_gpus(who: str, group: ModelInstanceGroup, gpus: Sequence[int]) -> None:
-    if not gpus:
-        raise invalid(f"{who} has kind KIND_GPU but server does not support GPUs", "use KIND_CPU or KIND_AUTO")
+    if not gpus and not group.gpus:
+        raise invalid(f"{who} has kind KIND_GPU but no GPUs are available", "use KIND_CPU or KIND_AUTO")
     for gpu in group.gpus:
         if gpu not in gpus:
             raise invalid(
                 f"{who} specifies invalid or unsupported gpu id {gpu}. GPUs with at least the minimum required CUDA "
-                f"compute compatibility of 0.000000 are: {', '.join(map(str, gpus))}",
+                f"compute compatibility of 6.000000 are: {', '.join(map(str, gpus))}",
                 "list GPUs of this machine in 'gpus'",
             )

@@ -7,6 +7,7 @@ from typing import Final
 
 from conch.config import batching_rules, ensemble_rules, sequence_rules, tensor_rules
 from conch.config.autofill import PLATFORMS
+from conch.config.padding import padding_is_sound
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.error import invalid
 
@@ -96,22 +97,6 @@ def metrics_are_complete(config: ModelConfig) -> None:
             raise invalid("histogram options must specify non-empty 'buckets'", hint)
 
 
-def warmup_inputs_are_complete(config: ModelConfig) -> None:
-    for warmup in config.model_warmup:
-        for name in sorted(warmup.inputs):
-            given = warmup.inputs[name]
-            if any(dim < 0 for dim in given.dims):
-                raise invalid(
-                    f"warmup setting expects all variable-size dimensions are specified for input '{name}'",
-                    f"write a size instead of -1 in the dims of '{name}' in model_warmup",
-                )
-            if given.WhichOneof("input_data_type") is None:
-                raise invalid(
-                    f"[request id: <id_unknown>] warmup setting expects input '{name}' to have input_data_type set",
-                    f"give '{name}' in model_warmup one of zero_data, random_data and input_data_file",
-                )
-
-
 MODEL_RULES: Final[tuple[Rule, ...]] = (
     name_is_given,
     backend_is_given,
@@ -124,7 +109,6 @@ MODEL_RULES: Final[tuple[Rule, ...]] = (
     cache_suits_scheduler,
     cache_suits_transactions,
     metrics_are_complete,
-    warmup_inputs_are_complete,
 )
 
-IO_RULES: Final[tuple[Rule, ...]] = tensor_rules.RULES
+IO_RULES: Final[tuple[Rule, ...]] = (*tensor_rules.RULES, padding_is_sound)

@@ -174,6 +174,41 @@ def _false_true(control: ModelSequenceBatching.Control) -> dict[str, Sequence[fl
     }
 
 
+def states_have_names(config: ModelConfig) -> None:
+    for state in config.sequence_batching.state:
+        missing = next(
+            (field for field in ("input_name", "output_name", "data_type", "dims") if not getattr(state, field)), None
+        )
+        if missing is not None:
+            raise invalid(
+                f"sequence batching state '{state.input_name or state.output_name}' must specify '{missing}' for "
+                f"{config.name}",
+                "a state has input_name, output_name, data_type and dims",
+            )
+
+
+def hidden_tensors_are_apart(config: ModelConfig) -> None:
+    """What the server sends to the model must not be something that clients send, too."""
+    seen = {tensor.name for tensor in config.input}
+    batching = config.sequence_batching
+    for name in [each.name for each in batching.control_input] + [each.input_name for each in batching.state]:
+        if name in seen:
+            raise invalid(
+                f"sequence batching tensor '{name}' is specified more than once among the inputs, controls and states "
+                f"of {config.name}",
+                "the server makes controls and states: do not list them under 'input'",
+            )
+        seen.add(name)
+    outputs: set[str] = set()
+    for state in batching.state:
+        if state.output_name in outputs:
+            raise invalid(
+                f"sequence batching state output '{state.output_name}' is specified more than once for {config.name}",
+                "give each state an output of its own",
+            )
+        outputs.add(state.output_name)
+
+
 RULES = (
     control_tensors_have_names,
     controls_are_given_once,
@@ -181,5 +216,7 @@ RULES = (
     correlation_id_has_a_type,
     preferred_sizes_fit,
     slot_utilization_is_a_share,
+    states_have_names,
     initial_states_suit_states,
+    hidden_tensors_are_apart,
 )

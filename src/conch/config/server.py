@@ -140,6 +140,33 @@ class MemoryOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheOptions:
+    """The response cache: `name` is its kind, empty for none; `settings` are what the operator gave it."""
+
+    name: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict, repr=False)
+    directory: str = "/opt/tritonserver/caches"
+
+
+@dataclass(frozen=True, slots=True)
+class RateOptions:
+    """The rate limiter."""
+
+    #: "off" or "execution_count".
+    mode: str = "off"
+    #: Name, count and device (None: each) of resources; without any there is of each what the most demanding needs.
+    resources: tuple[tuple[str, int, int | None], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HostPolicy:
+    """Where instances run on the host: on these CPUs, or on those of a NUMA node, or on the CPUs that are both."""
+
+    cpu_cores: frozenset[int] = frozenset()
+    numa_node: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class LogOptions:
     verbose: int = 0
     info: bool = True
@@ -163,6 +190,8 @@ class RepositoryOptions:
     load_threads: int = 4
     load_retries: int = 0
     config_name: str = ""
+    #: Whether models of the same name may be served from different repositories.
+    namespacing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +206,11 @@ class ServerOptions:
     log: LogOptions = field(default_factory=LogOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     trace: TraceOptions = field(default_factory=TraceOptions)
+    cache: CacheOptions = field(default_factory=CacheOptions)
     repository: RepositoryOptions = field(default_factory=RepositoryOptions)
+    rate: RateOptions = field(default_factory=RateOptions)
+    #: `--host-policy`: policy name -> what it says.
+    host_policies: Mapping[str, HostPolicy] = field(default_factory=dict)
     #: `--backend-config`: backend name (empty for the global form) -> key -> value.
     backend: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     #: Flags that were given, are Triton's, and have no effect yet: each is warned of by name at start-up.

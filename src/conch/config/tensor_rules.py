@@ -53,6 +53,8 @@ def labels_stay_inside(config: ModelConfig) -> None:
 def batch_inputs_are_sound(config: ModelConfig) -> None:
     names = {tensor.name for tensor in config.input}
     for made in config.batch_input:
+        if made.data_type == DataType.TYPE_INVALID:
+            raise invalid("unexpected batch input data type 'TYPE_INVALID'", "set 'data_type': TYPE_INT32 or TYPE_FP32")
         _check_sources(config, made.source_input, f"batch input kind '{BatchInput.Kind.Name(made.kind)}'")
         if made.data_type not in (DataType.TYPE_INT32, DataType.TYPE_FP32):
             raise _refusal(config, "batch input data type must be TYPE_INT32 or TYPE_FP32", "set 'data_type'")

@@ -7,15 +7,18 @@ Triton's (perf_analyzer) read these numbers with patterns that know plain digits
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Protocol
 
 from conch.observe.process import Machine
-from conch.observe.stats import ModelStats, Reason
+from conch.observe.stats import CacheStats, ModelStats, Reason
 
 #: What a label's name cannot hold.
 _NO_NAME = re.compile(r"[^A-Za-z0-9_]")
+
+#: What the names of the server's own metrics begin with.
+_OWN = ("nv_inference_", "nv_model_", "nv_cache_", "nv_cpu_", "nv_gpu_", "nv_energy_", "conch_")
 
 CONTENT_TYPE = "text/plain; charset=utf-8"
 
@@ -29,6 +32,10 @@ class Metered(Protocol):
     def version(self) -> int: ...
     @property
     def stats(self) -> ModelStats: ...
+    @property
+    def namespace(self) -> str:
+        """The repository that the model lies in, where that matters; else empty."""
+
     @property
     def tags(self) -> Mapping[str, str]:
         """The config's `metric_tags`."""
@@ -76,10 +83,63 @@ _COUNTERS: tuple[tuple[str, str, Callable[[ModelStats], int]], ...] = (
     ),
 )
 
+#: The counters of models with a response cache.
+_CACHE_COUNTERS: tuple[tuple[str, str, Callable[[ModelStats], int]], ...] = (
+    ("nv_cache_num_hits_per_model", "Number of cache hits per model", lambda stats: stats.cache_hit.count),
+    (
+        "nv_cache_hit_duration_per_model",
+        "Total cache hit duration per model, in microseconds",
+        lambda stats: stats.cache_hit.ns // 1000,
+    ),
+    ("nv_cache_num_misses_per_model", "Number of cache misses per model", lambda stats: stats.cache_miss.count),
+    (
+        "nv_cache_miss_duration_per_model",
+        "Total cache miss (insert+lookup) duration per model, in microseconds",
+        lambda stats: stats.cache_miss.ns // 1000,
+    ),
+)
 
-def render(versions: Iterable[Metered], machine: Machine | None = None) -> bytes:
-    """The whole page. `machine` None leaves the CPU gauges out. Versions are read without a lock: the counters of one
-    line may be a request younger than those of another."""
+#: What the cache in this process says of itself.
+_CACHE_GAUGES: tuple[tuple[str, str, Callable[[CacheStats], float]], ...] = (
+    ("nv_cache_util", "Cache utilization [0.0 - 1.0]", lambda cache: cache.utilization),
+    ("nv_cache_num_entries", "Number of responses stored in response cache", lambda cache: cache.entries),
+    ("nv_cache_num_hits", "Number of cache hits in response cache", lambda cache: cache.hits),
+    ("nv_cache_num_misses", "Number of cache misses in response cache", lambda cache: cache.misses),
+    ("nv_cache_num_lookups", "Number of cache lookups in response cache", lambda cache: cache.hits + cache.misses),
+    ("nv_cache_num_evictions", "Number of cache evictions in response cache", lambda cache: cache.evictions),
+    (
+        "nv_cache_lookup_duration",
+        "Total cache lookup duration (hit and miss), in microseconds",
+        lambda cache: cache.lookup_ns // 1000,
+    ),
+    (
+        "nv_cache_insertion_duration",
+        "Total cache insertion duration, in microseconds",
+        lambda cache: cache.insertion_ns // 1000,
+    ),
+)
+
+
+#: The counters of models whose inputs the server pads: the share of waste is the second over the first.
+_PADDING_COUNTERS: tuple[tuple[str, str, Callable[[ModelStats], int]], ...] = (
+    (
+        "conch_padded_input_elements",
+        "Number of elements of padded inputs as the model saw them",
+        lambda stats: stats.input_elements,
+    ),
+    (
+        "conch_padding_elements",
+        "Number of elements of padded inputs that were padding",
+        lambda stats: stats.padding_elements,
+    ),
+)
+
+
+def render(versions: Iterable[Metered], machine: Machine | None = None, cache: CacheStats | None = None) -> bytes:
+    """The whole page. `machine` None leaves the CPU gauges out, `cache` None those of a cache in this process.
+
+    Versions are read without a lock: the counters of one line may be a request younger than those of another.
+    """
     page = _Page()
     models = [(_labels(each), each) for each in versions]
     if models:
@@ -87,16 +147,14 @@ def render(versions: Iterable[Metered], machine: Machine | None = None) -> bytes
             "nv_inference_request_success", "counter", "Number of successful inference requests, all batch sizes"
         )
         for labels, each in models:
-            page.sample(_join(labels), each.stats.success.count)
+            page.sample(join(labels), each.stats.success.count)
         page.family("nv_inference_request_failure", "counter", "Number of failed inference requests, all batch sizes")
         for labels, each in models:
             for reason in Reason:
-                page.sample(_join({**labels, "reason": reason.value}), each.stats.failures[reason])
-        series = [(_join(labels), each) for labels, each in models]
-        for name, text, value in _COUNTERS:
-            page.family(name, "counter", text)
-            for shown, each in series:
-                page.sample(shown, value(each.stats))
+                page.sample(join({**labels, "reason": reason.value}), each.stats.failures[reason])
+        series = [(join(labels), each) for labels, each in models]
+        page.counters(_COUNTERS, series)
+        page.counters(_CACHE_COUNTERS, [(shown, each) for shown, each in series if each.stats.cached])
         page.family(
             "nv_inference_pending_request_count",
             "gauge",
@@ -107,6 +165,7 @@ def render(versions: Iterable[Metered], machine: Machine | None = None) -> bytes
         page.family("nv_model_load_duration_secs", "gauge", "Model load time in seconds")
         for shown, each in series:
             page.sample(shown, each.stats.load_seconds)
+        page.counters(_PADDING_COUNTERS, [(shown, each) for shown, each in series if each.stats.pads])
     if machine is not None:
         page.family("nv_cpu_utilization", "gauge", "CPU utilization rate [0.0 - 1.0]")
         page.sample("", machine.cpu)
@@ -114,6 +173,10 @@ def render(versions: Iterable[Metered], machine: Machine | None = None) -> bytes
         page.sample("", machine.memory_total)
         page.family("nv_cpu_memory_used_bytes", "gauge", "CPU used memory (RAM), in bytes")
         page.sample("", machine.memory_used)
+    if cache is not None:
+        for name, text, gauge in _CACHE_GAUGES:
+            page.family(name, "gauge", text)
+            page.sample("", gauge(cache))
     return page.text().encode("utf-8", "backslashreplace")
 
 
@@ -126,12 +189,26 @@ class _Page:
         self._name = name
         self._lines.append(f"# HELP {name} {text}\n# TYPE {name} {kind}\n")
 
+    def counters(
+        self, rows: Iterable[tuple[str, str, Callable[[ModelStats], int]]], series: Sequence[tuple[str, Metered]]
+    ) -> None:
+        """A family for each row, with a line for each model; nothing where there are no models."""
+        for name, text, value in rows if series else ():
+            self.family(name, "counter", text)
+            for labels, each in series:
+                self.sample(labels, value(each.stats))
+
     def sample(self, labels: str, value: float) -> None:
         """One line of the family begun last."""
         self._lines.append(f"{self._name}{labels} {plain(value)}\n")
 
     def text(self) -> str:
         return "".join(self._lines)
+
+
+def taken(name: str) -> bool:
+    """Whether a metric of this name can be one of the server's own, so that models cannot have it."""
+    return name.startswith(_OWN)
 
 
 def plain(value: float) -> str:
@@ -145,12 +222,13 @@ def plain(value: float) -> str:
 def _labels(version: Metered) -> dict[str, str]:
     # A tag's key may be anything; one odd key must not make the whole page unreadable. Two underscores are reserved.
     tags = {"_" + _NO_NAME.sub("_", key).lstrip("_"): value for key, value in version.tags.items()}
-    return {**tags, "model": version.name, "version": str(version.version)}
+    space = {"namespace": version.namespace} if version.namespace else {}
+    return {**tags, **space, "model": version.name, "version": str(version.version)}
 
 
-def _join(labels: Mapping[str, str]) -> str:
-    return "{" + ",".join([f'{name}="{_escape(labels[name])}"' for name in sorted(labels)]) + "}"
+def join(labels: Mapping[str, str]) -> str:
+    return "{" + ",".join([f'{name}="{escape(labels[name])}"' for name in sorted(labels)]) + "}"
 
 
-def _escape(value: str) -> str:
+def escape(value: str) -> str:
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

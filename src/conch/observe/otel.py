@@ -63,12 +63,13 @@ class Exporter:
         offset = time.time_ns() - time.monotonic_ns()
         times = sorted([(ns + offset, name) for name, ns in trace.times], key=lambda each: each[0])
         parent = self._propagator.extract({"traceparent": trace.context}) if trace.context else Context()
-        root = self._span("InferRequest", parent, times, times, {})
+        # A step of an ensemble stands beside the ensemble's request; its parent's number says whose it is.
+        root = parent if trace.parent_id else self._span("InferRequest", parent, times, times, {})
         attributes: dict[str, Any] = {
             "triton.model_name": trace.model,
             "triton.model_version": trace.version,
             "triton.trace_id": trace.id,
-            "triton.trace_parent_id": 0,
+            "triton.trace_parent_id": trace.parent_id,
         }
         if trace.request_id:
             attributes["triton.request_id"] = trace.request_id

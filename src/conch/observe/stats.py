@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final, Protocol
 
 from conch.types.request import InferRequest
+
+#: The `model` of forms whose requests warm an instance up: such are no requests to anybody who counts.
+WARMUP: Final = object()
 
 
 class Reason(Enum):
@@ -69,6 +74,31 @@ class Execution:
     end_ns: int = 0
 
 
+#: Nanoseconds spent in input, inference and output.
+Compute = tuple[int, int, int]
+
+
+class Meter(Protocol):
+    """What `InferRequest.meter` is."""
+
+    def computed(self, compute: Compute, /) -> None:
+        """The model has run. Any thread; after the answer."""
+
+
+@dataclass(slots=True)
+class CacheStats:
+    """What happened in a response cache, all models together."""
+
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+    #: How many answers it holds now, and which part of its size they take.
+    entries: int = 0
+    utilization: float = 0.0
+    lookup_ns: int = 0
+    insertion_ns: int = 0
+
+
 class ModelStats:
     """What happened to the requests of one model version since it was loaded.
 
@@ -88,13 +118,38 @@ class ModelStats:
         self.compute_input = Duration()
         self.compute_infer = Duration()
         self.compute_output = Duration()
+        #: Requests answered from the response cache: they are successes, and no inferences.
+        self.cache_hit = Duration()
+        #: Requests whose answers were looked for and then kept: the time of both.
+        self.cache_miss = Duration()
+        #: Whether the model has a response cache.
+        self.cached = False
         self.failures = dict.fromkeys(Reason, 0)
         self.batches: dict[int, BatchDurations] = {}
         self.responses: dict[int, ResponseDurations] = {}
         #: Seconds that the load took.
         self.load_seconds = 0.0
+        #: Whether the server pads inputs of the model; their elements as the model saw them, and how many were padding.
+        self.pads = False
+        self.input_elements = 0
+        self.padding_elements = 0
         #: Whether any request has been traced: only then are requests asked for their traces.
         self.traced = False
+        #: Whether any request has had a meter: only then are requests asked for theirs.
+        self.metered = False
+        #: Instances that are being warmed up.
+        self._warming = 0
+
+    @contextlib.contextmanager
+    def warming(self) -> Iterator[None]:
+        """Meanwhile requests whose form's `model` is WARMUP are not counted."""
+        with self._lock:
+            self._warming += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._warming -= 1
 
     def executed(
         self,
@@ -110,6 +165,8 @@ class ModelStats:
         `start_ns` is when the instance took the batch, `input_end_ns` when its inputs were ready, `output_start_ns`
         when the model was done and `end_ns` when the last answer had been handed to its sink.
         """
+        if self._warming and _warms(*requests, *failed):
+            return
         rows = queued = total = 0
         for request in requests:
             rows += request.form.rows
@@ -139,8 +196,42 @@ class ModelStats:
             for request in requests:
                 if request.trace is not None:
                     request.trace.executed(request.queued_ns, start_ns, input_end_ns, output_start_ns, end_ns)
+        if self.metered:
+            for request in requests:
+                if request.meter is not None:
+                    request.meter.computed((into, run, out))
         if failed:
             self.failed(failed, Reason.BACKEND, end_ns)
+
+    def hit(self, requests: Sequence[InferRequest], found_ns: int, end_ns: int, hit_ns: int) -> None:
+        """These were answered from the cache: their wait ended at `found_ns`, all was done at `end_ns`.
+
+        `hit_ns` is what looking up took for each.
+        """
+        queued = total = 0
+        for request in requests:
+            queued += found_ns - request.queued_ns
+            total += end_ns - request.received_ns
+        count = len(requests)
+        with self._lock:
+            self.success.count += count
+            self.success.ns += total
+            self.queue.count += count
+            self.queue.ns += queued
+            self.cache_hit.count += count
+            self.cache_hit.ns += hit_ns * count
+        if self.traced:
+            for request in requests:
+                if request.trace is not None:
+                    request.trace.at("QUEUE_START", request.queued_ns)
+                    request.trace.ended()
+
+    def missed(self, ns: int) -> None:
+        """An answer was not in the cache and has been executed; looking for it and keeping it took this long."""
+        with self._lock:
+            self.cache_miss.count += 1
+            self.cache_miss.ns += ns
+            self.success.ns += ns
 
     def ran(
         self,
@@ -152,6 +243,8 @@ class ModelStats:
     ) -> None:
         """A decoupled model has returned from an execution of `requests`, which are answered on their own."""
         execution.input_end_ns, execution.output_start_ns, execution.end_ns = input_end_ns, output_start_ns, end_ns
+        if self._warming and _warms(*requests):
+            return
         rows = sum([request.form.rows for request in requests])
         with self._lock:
             self.executions += 1
@@ -160,6 +253,8 @@ class ModelStats:
 
     def answered(self, request: InferRequest, execution: Execution, end_ns: int) -> None:
         """A decoupled model has sent the final response of `request`, at `end_ns`, maybe before it has returned."""
+        if self._warming and _warms(request):
+            return
         start, input_end = execution.start_ns, execution.input_end_ns or execution.start_ns
         output_start = execution.output_start_ns or end_ns
         with self._lock:
@@ -176,6 +271,45 @@ class ModelStats:
                 duration.ns += ns
         if request.trace is not None:
             request.trace.executed(request.queued_ns, start, input_end, output_start, end_ns)
+        if request.meter is not None:
+            out = (execution.end_ns or end_ns) - output_start
+            request.meter.computed((input_end - start, output_start - input_end, out))
+
+    def composed(self, request: InferRequest, start_ns: int, end_ns: int, compute: Compute) -> None:
+        """An ensemble has answered: its steps have spent so long in input, inference and output until now."""
+        rows = request.form.rows
+        with self._lock:
+            self.executions += 1
+            self.last_inference_ms = time.time_ns() // 1_000_000
+            self.inferences += rows
+            self.success.count += 1
+            self.success.ns += end_ns - request.received_ns
+            self.queue.count += 1
+            self.queue.ns += start_ns - request.queued_ns
+            for duration, ns in zip(
+                (self.compute_input, self.compute_infer, self.compute_output), compute, strict=True
+            ):
+                duration.count += 1
+                duration.ns += ns
+            self._batch(rows, *compute)
+        if request.trace is not None:
+            request.trace.composed(request.queued_ns)
+        if request.meter is not None:
+            request.meter.computed(compute)
+
+    def composed_more(self, request: InferRequest, compute: Compute) -> None:
+        """The last step of an ensemble's request tells its times after the answer."""
+        with self._lock:
+            batch = self.batches[request.form.rows]
+            own = (self.compute_input, self.compute_infer, self.compute_output)
+            for duration, ns in zip(own, compute, strict=True):
+                duration.ns += ns
+            for duration, ns in zip(
+                (batch.compute_input, batch.compute_infer, batch.compute_output), compute, strict=True
+            ):
+                duration.ns += ns
+        if request.meter is not None:
+            request.meter.computed(compute)
 
     def responded(self, responses: Iterable[Response]) -> None:
         """A decoupled model has sent these responses."""
@@ -195,20 +329,28 @@ class ModelStats:
                 duration.count += 1
                 duration.ns += infer_ns + output_ns
 
-    def _batch(self, rows: int, into: int, run: int, out: int) -> None:
-        """One more execution of so many rows; nanoseconds."""
+    def _batch(self, rows: int, into: int, run: int, out: int, count: int = 1) -> None:
+        """One more execution of so many rows (`count` -1: one less); nanoseconds."""
         batch = self.batches.get(rows)
         if batch is None:
             batch = self.batches[rows] = BatchDurations()
-        batch.compute_input.count += 1
+        batch.compute_input.count += count
         batch.compute_input.ns += into
-        batch.compute_infer.count += 1
+        batch.compute_infer.count += count
         batch.compute_infer.ns += run
-        batch.compute_output.count += 1
+        batch.compute_output.count += count
         batch.compute_output.ns += out
+
+    def padded(self, real: int, elements: int) -> None:
+        """A batch had so many `real` elements in its padded inputs, and so many with the padding."""
+        with self._lock:
+            self.input_elements += elements
+            self.padding_elements += elements - real
 
     def failed(self, requests: Sequence[InferRequest], reason: Reason, now_ns: int) -> None:
         """These requests were answered with an error."""
+        if self._warming and _warms(*requests):
+            return
         with self._lock:
             self.failures[reason] += len(requests)
             self.fail.count += len(requests)
@@ -218,3 +360,8 @@ class ModelStats:
             for request in requests:
                 if request.trace is not None:
                     request.trace.ended()
+
+
+def _warms(*requests: InferRequest) -> bool:
+    """Whether these requests, one execution's, are a warm-up's."""
+    return bool(requests) and requests[0].form.model is WARMUP

@@ -71,11 +71,24 @@ class Source:
 class Trace:
     """What is noted of one request. Times are monotonic nanoseconds; several threads add to it, one after another."""
 
-    __slots__ = ("_lock", "_open", "_recorder", "context", "id", "model", "request_id", "source", "tensors", "times",
-                 "transport", "version")  # fmt: skip
+    __slots__ = (
+        "_lock", "_number", "_open", "_recorder", "context", "id", "model", "parent_id", "request_id", "source",
+        "tensors", "times", "transport", "version",
+    )  # fmt: skip
 
-    def __init__(self, id: int, request: InferRequest, source: Source, recorder: Recorder) -> None:
+    def __init__(
+        self,
+        id: int,
+        request: InferRequest,
+        source: Source,
+        recorder: Recorder,
+        number: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`number` gives the ids of the traces below this one."""
         self.id = id
+        #: The trace of the request that this one is a part of; 0 for requests of clients.
+        self.parent_id = 0
+        self._number = number
         self.model = request.form.head.model_name
         self.version = request.form.version
         self.request_id = request.id
@@ -90,6 +103,17 @@ class Trace:
         self._lock = threading.Lock()
         #: Who has still something to note: the answer's way, and the model.
         self._open = 2
+
+    def child(self, request: InferRequest) -> Trace:
+        """The trace of a request made for this one: a step of an ensemble."""
+        trace = Trace(self._number(), request, self.source, self._recorder, self._number)
+        trace.parent_id, trace.context = self.id, self.context
+        # No transport answers it.
+        trace._open = 1
+        self.source.created += 1
+        trace.at("REQUEST_START", time.monotonic_ns())
+        request.form.model.stats.traced = True
+        return trace
 
     def at(self, name: str, ns: int) -> None:
         if "TIMESTAMPS" in self.source.setting.level:
@@ -109,6 +133,11 @@ class Trace:
         self.at("COMPUTE_INPUT_END", input_end_ns)
         self.at("COMPUTE_OUTPUT_START", output_start_ns)
         self.at("COMPUTE_END", end_ns)
+        self.ended()
+
+    def composed(self, queued_ns: int) -> None:
+        """The ensemble has answered; its own computing is that of its steps."""
+        self.at("QUEUE_START", queued_ns)
         self.ended()
 
     def ended(self) -> None:
@@ -188,7 +217,7 @@ class Tracer:
                 return
             self._ids += 1
             number = self._ids
-        trace = request.trace = Trace(number, request, source, self._recorder)
+        trace = request.trace = Trace(number, request, source, self._recorder, self._number)
         if trace.transport == "GRPC":
             names = ("GRPC_WAITREAD_START", "GRPC_WAITREAD_END")
         else:
@@ -214,6 +243,11 @@ class Tracer:
         for source in list(self._sources.values()):
             self._recorder.retire(source)
         self._recorder.close()
+
+    def _number(self) -> int:
+        with self._lock:
+            self._ids += 1
+            return self._ids
 
     def _sample(self, source: Source, *, forced: bool) -> bool:
         setting = source.setting

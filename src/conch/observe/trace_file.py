@@ -144,6 +144,8 @@ def activities(trace: Trace) -> Iterator[dict[str, Any]]:
     header: dict[str, Any] = {"id": trace.id, "model_name": trace.model, "model_version": trace.version}
     if trace.request_id:
         header["request_id"] = trace.request_id
+    if trace.parent_id:
+        header["parent_id"] = trace.parent_id
     yield header
     for name, ns in sorted(trace.times, key=lambda each: each[1]):
         yield {"id": trace.id, "timestamps": [{"name": name, "ns": ns}]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 #: The reason of a version that somebody unloaded; such a version does not count against readiness.
@@ -32,28 +32,51 @@ class Key:
     shared: str
     #: Stamp of the version's own folder.
     files: str
+    #: The config's instance groups, which `config` is without: they can change while the version serves.
+    instances: bytes = b""
+
+    def same_model(self, other: Key | None) -> bool:
+        """Whether at most the instances differ."""
+        return other is not None and replace(self, instances=b"") == replace(other, instances=b"")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What a load must do: `load` these versions; `keep` those as they are; afterwards let `unload` go.
 
-    A version in both `load` and `unload` is replaced: the old one serves until all of `load` is ready.
+    A version in both `load` and `unload` is replaced: the old one serves until all of `load` is ready. Of those in
+    `keep`, `change` get other instances.
     """
 
     load: tuple[int, ...]
     keep: tuple[int, ...]
     unload: tuple[int, ...]
+    change: tuple[int, ...] = ()
 
 
-def plan(serving: Mapping[int, Key], wanted: Mapping[int, Key], broken: Iterable[int] = ()) -> Plan:
-    """From what serves now and what shall serve. `broken` versions serve but cannot answer: they are made anew."""
+def plan(
+    serving: Mapping[int, Key],
+    wanted: Mapping[int, Key],
+    broken: Iterable[int] = (),
+    elastic: Iterable[int] = (),
+) -> Plan:
+    """From what serves now and what shall serve. `broken` versions serve but cannot answer: they are made anew.
+
+    The instances of `elastic` versions can change while they serve; others are made anew for that too.
+    """
     lame = set(broken)
     keep = {number for number, key in wanted.items() if serving.get(number) == key and number not in lame}
+    change = {
+        number
+        for number in set(elastic) - lame - keep
+        if number in wanted and wanted[number].same_model(serving.get(number))
+    }
+    keep |= change
     return Plan(
         load=tuple(sorted(wanted.keys() - keep)),
         keep=tuple(sorted(keep)),
         unload=tuple(sorted(serving.keys() - keep)),
+        change=tuple(sorted(change)),
     )
 
 
@@ -138,6 +161,13 @@ class Lifecycle:
             status = self.versions.get(number)
             if status is not None and status.state in {State.UNAVAILABLE, State.UNKNOWN}:
                 del self.versions[number]
+
+    def unloaded_whole(self) -> bool:
+        """Whether the operator has unloaded all that there is of the model."""
+        return not self.reason and all(
+            status.state is State.UNLOADING or (status.state is State.UNAVAILABLE and status.reason == UNLOADED)
+            for status in self.versions.values()
+        )
 
     def settled(self) -> bool:
         """Whether every version is READY or was unloaded on purpose, and no load failed that left nothing serving."""

@@ -9,6 +9,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Protocol
 
 from conch.pb.model_config_pb2 import ModelConfig
+from conch.registry.crew import Change
 from conch.registry.failure import as_infer_error, with_hint
 from conch.registry.lifecycle import Key, Plan
 from conch.registry.roster import Roster
@@ -17,11 +18,18 @@ from conch.repository.api import ModelStore, StoredModel
 from conch.repository.override import PREFIX
 from conch.repository.versions import select
 from conch.types.error import Code, InferError, internal, invalid, unavailable
+from conch.types.model import identity
 
 log = logging.getLogger("conch.registry")
 
 #: A model's config from what the store read: filled in, normalised, checked; its backend has not completed it.
 Prepare = Callable[[StoredModel], ModelConfig]
+
+
+class LoadVersion(Protocol):
+    def __call__(
+        self, config: ModelConfig, stored: StoredModel, version: int, key: Key, release: Callable[[], None], /
+    ) -> ServedVersion: ...
 
 
 class VersionLoader(Protocol):
@@ -44,30 +52,42 @@ class Loading:
 
     def load(self, name: str, parameters: Mapping[str, str | bytes]) -> None:
         """Blocking. Raises InferError with Triton's texts; then what served before goes on serving."""
-        stored, config = self._read(name, parameters)
+        self.carry_out(*self.read(name, parameters))
+
+    def carry_out(
+        self, stored: StoredModel, config: ModelConfig, load: LoadVersion | None = None, identity: str = ""
+    ) -> None:
+        """The second half of `load`. `load` makes a version, and `identity` decides beside its files how it behaves."""
+        name = stored.identity
         lease = Lease(stored.release)
         try:
-            wanted = self._wanted(stored, config)
+            wanted = self._wanted(stored, config, identity)
             todo = self._roster.begin(name, wanted)
-            made = self._load_versions(stored, config, todo, wanted, lease)
+            made, changes = self._load_versions(stored, config, todo, wanted, lease, load or self._loader.load)
             self._roster.serve(name, todo, made, stored.versions)
+            for change in changes:
+                change.commit()
         finally:
             lease.drop()
         if made:
             log.info("successfully loaded '%s'", name)
+        elif changes:
+            log.info("successfully changed the instances of '%s'", name)
 
     def end(self) -> None:
         """Versions that have not begun to load never will."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, name: str, parameters: Mapping[str, str | bytes]) -> tuple[StoredModel, ModelConfig]:
+    def read(self, name: str, parameters: Mapping[str, str | bytes]) -> tuple[StoredModel, ModelConfig]:
         try:
             stored = self._fetch(name, parameters)
             try:
-                return stored, self._prepare(stored)
+                config = self._prepare(stored)
+                self._name_members(stored, config)
             except BaseException:
                 stored.release()
                 raise
+            return stored, config
         except BaseException as raised:
             error = as_infer_error(raised)
             reason = with_hint(error.message, error.hint)
@@ -92,8 +112,20 @@ class Loading:
             {path: value.encode() if isinstance(value, str) else value for path, value in files.items()},
         )
 
-    def _wanted(self, stored: StoredModel, config: ModelConfig) -> dict[int, Key]:
-        name = stored.name
+    def _name_members(self, stored: StoredModel, config: ModelConfig) -> None:
+        """Which models the steps of an ensemble mean: those of its own namespace, else the only one of that name."""
+        spaces = self._store.namespaces
+        if not spaces or not config.HasField("ensemble_scheduling"):
+            return
+        seen = set(self._store.names())
+        for step in config.ensemble_scheduling.step:
+            name = step.model_name
+            found = [space for space in spaces if identity(space, name) in seen]
+            near = stored.namespace in found or len(found) != 1
+            step.model_namespace = step.model_namespace or (stored.namespace if near else found[0])
+
+    def _wanted(self, stored: StoredModel, config: ModelConfig, identity: str) -> dict[int, Key]:
+        name = stored.identity
         try:
             selected, missing = select(config.version_policy, stored.versions, name)
         except InferError as error:
@@ -105,30 +137,46 @@ class Loading:
         plain = ModelConfig()
         plain.CopyFrom(config)
         plain.ClearField("version_policy")
+        instances = ModelConfig(instance_group=plain.instance_group).SerializeToString(deterministic=True)
+        plain.ClearField("instance_group")
         settings = plain.SerializeToString(deterministic=True)
         looks = stored.fingerprint
         return {
-            number: Key(str(stored.directory), settings, looks.shared, looks.versions.get(number, ""))
+            number: Key(
+                str(stored.directory), settings, looks.shared + identity, looks.versions.get(number, ""), instances
+            )
             for number in selected
         }
 
     def _load_versions(
-        self, stored: StoredModel, config: ModelConfig, todo: Plan, wanted: Mapping[int, Key], lease: Lease
-    ) -> dict[int, ServedVersion]:
-        """Load all of them side by side; if one fails, give up the others and raise."""
-        name = stored.name
+        self,
+        stored: StoredModel,
+        config: ModelConfig,
+        todo: Plan,
+        wanted: Mapping[int, Key],
+        lease: Lease,
+        load: LoadVersion,
+    ) -> tuple[dict[int, ServedVersion], list[Change]]:
+        """Load all of them side by side, and open what changes; if one fails, give up the others and raise."""
+        name = stored.identity
         futures: dict[int, Future[ServedVersion]] = {}
+        changing: dict[int, Future[Change]] = {}
+        changes: list[Change] = []
         made: dict[int, ServedVersion] = {}
         reasons: dict[int, InferError] = {}
         for number in todo.load:
             log.info("loading: %s:%d", name, number)
             lease.hold()
             try:
-                futures[number] = self._pool.submit(
-                    self._loader.load, config, stored, number, wanted[number], lease.drop
-                )
+                futures[number] = self._pool.submit(load, config, stored, number, wanted[number], lease.drop)
             except RuntimeError:
                 lease.drop()
+                reasons[number] = unavailable("Server exiting")
+        serving = self._roster.table.versions(name)
+        for number in todo.change:
+            try:
+                changing[number] = self._pool.submit(serving[number].change, config, wanted[number])
+            except (RuntimeError, KeyError):
                 reasons[number] = unavailable("Server exiting")
         for number, future in futures.items():
             try:
@@ -141,11 +189,25 @@ class Loading:
                 error = reasons[number] = as_infer_error(raised)
                 text = with_hint(f"failed to load '{name}' version {number}: {error}", error.hint)
                 log.error("%s", text)  # noqa: TRY400
+        for number, coming in changing.items():
+            try:
+                changes.append(coming.result())
+            except CancelledError:
+                reasons[number] = unavailable("Server exiting")
+            except BaseException as raised:  # noqa: BLE001  a model's code may raise anything
+                error = reasons[number] = as_infer_error(raised)
+                text = with_hint(f"failed to change the instances of '{name}' version {number}: {error}", error.hint)
+                log.error("%s", text)  # noqa: TRY400
         if not reasons:
-            return made
+            return made, changes
+        for change in changes:
+            change.cancel()
         self._roster.failed(name, todo, made.values(), reasons)
         log.info("failed to load '%s'", name)
-        parts = [f"version {number} is at UNAVAILABLE state: {error};" for number, error in reasons.items()]
+        parts = [
+            f"version {number} is at {'READY' if number in todo.change else 'UNAVAILABLE'} state: {error};"
+            for number, error in reasons.items()
+        ]
         hints = "; ".join(dict.fromkeys([error.hint for error in reasons.values() if error.hint]))
         raise invalid(f"load failed for model '{name}': {''.join(parts)}\n", hints)
 

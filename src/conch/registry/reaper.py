@@ -121,7 +121,7 @@ class Reaper:
 
 def _is_idle(item: _Retired) -> bool:
     if not item.stopped:
-        if not item.settled and time.monotonic() < item.stop_at:
+        if item.served.held or (not item.settled and time.monotonic() < item.stop_at):
             return False
         item.served.scheduler.stop()
         item.stopped = True

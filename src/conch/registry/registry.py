@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from functools import partial
+from dataclasses import replace
 
 from conch.config.server import RepositoryOptions
+from conch.registry.assembly import Assembly, Batch
+from conch.registry.ensembles import EnsembleLoader
 from conch.registry.lanes import Lanes
 from conch.registry.loading import Loading, Prepare, VersionLoader
 from conch.registry.reaper import Post, Reaper
@@ -16,7 +19,7 @@ from conch.registry.served import ServedVersion
 from conch.registry.stopping import drain
 from conch.repository.api import ModelStore
 from conch.types.error import internal, invalid, unavailable
-from conch.types.model import IndexEntry
+from conch.types.model import IndexEntry, identity
 
 log = logging.getLogger("conch.registry")
 
@@ -32,14 +35,22 @@ class Registry:
     """
 
     def __init__(
-        self, store: ModelStore, prepare: Prepare, loader: VersionLoader, options: RepositoryOptions, post: Post
+        self,
+        store: ModelStore,
+        prepare: Prepare,
+        loader: VersionLoader,
+        options: RepositoryOptions,
+        post: Post,
+        ensembles: EnsembleLoader | None = None,
     ) -> None:
         self._store = store
         self._options = options
         self._reaper = Reaper(post)
-        self._roster = Roster(self._reaper)
+        self._roster = Roster(self._reaper, store.namespaces)
+        self._namespaces = tuple(store.namespaces)
         self._lanes = Lanes(max(_LANE_THREADS, options.load_threads))
         self._loading = Loading(store, prepare, loader, self._roster, options.load_threads)
+        self._assembly = Assembly(self._lanes, self._loading, self._roster, ensembles)
         self._table = self._roster.table
         self._started = False
 
@@ -55,11 +66,21 @@ class Registry:
             return served
         if not self._started:
             raise unavailable("Server not ready")
+        if self._namespaces:
+            name = self._roster.resolve(name)
+            served = self._table.find(name, version)
+            if served is not None:
+                return served
         return self._roster.find(name, version)
 
     def ready_versions(self, name: str = "") -> list[ServedVersion]:
         """What serves now, of one model or of all."""
-        return list(self._table.versions(name).values() if name else self._table.all())
+        if not name:
+            return list(self._table.all())
+        if self._namespaces:
+            known = self._roster.identities(name)
+            name = known[0] if len(known) == 1 else name
+        return list(self._table.versions(name).values())
 
     def ready(self) -> bool:
         """The server's readiness; strict: every model known is ready and its runtime can answer."""
@@ -68,6 +89,9 @@ class Registry:
     def index(self, ready_only: bool) -> list[IndexEntry]:
         """A line per version of each model that a repository holds now, sorted. Reads the repositories' folders."""
         entries = self._roster.index(self._store.names(), self._store.duplicates())
+        if self._namespaces:
+            # Clients see names; that several may be equal is what namespaces are for.
+            entries = [replace(entry, name=self._plain(entry.name)) for entry in entries]
         return [entry for entry in entries if entry.state == "READY"] if ready_only else entries
 
     def statuses(self) -> list[tuple[str, str, str]]:
@@ -79,7 +103,8 @@ class Registry:
 
         Raises InferError when one failed and the server is to exit on errors. Call `stop` even then.
         """
-        futures = [self.load(name, {}) for name in self._startup_models()]
+        batch: Batch = {}
+        futures = [self._assembly.load(name, {}, batch) for name in self._startup_models()]
         errors = [error for future in futures if (error := future.exception()) is not None]
         self._started = True
         if errors and self._options.exit_on_error:
@@ -91,12 +116,16 @@ class Registry:
     def load(self, name: str, parameters: Mapping[str, str | bytes]) -> Future[None]:
         """Load the model, or load anew what has changed of it. Until all new versions are ready, and if one of them
         fails, the old ones serve. `parameters` are those of the protocol, already checked. Returns at once."""
-        return self._lanes.submit(name, partial(self._loading.load, name, parameters))
+        names = self._identities(name, self._store.names()) if self._namespaces else [name]
+        return together([self._assembly.load(each, parameters) for each in names])
 
-    def unload(self, name: str) -> Future[None]:
-        """Take the model out of service; a model that is not there is no error. The future does not wait for the
-        requests in flight: they are answered, and then the model is closed. Returns at once."""
-        return self._lanes.submit(name, partial(self._roster.unload, name))
+    def unload(self, name: str, unload_dependents: bool = False) -> Future[None]:
+        """Take the model out of service, and the ensembles that need it; a model that is not there is no error. With
+        `unload_dependents`, models that an ensemble needed alone, and that nobody asked for, go with it. The
+        future does not wait for the requests in flight: they are answered, and then the model is closed. Returns at
+        once."""
+        names = (self._roster.identities(name) or [name]) if self._namespaces else [name]
+        return together([self._assembly.unload(each, cascade=unload_dependents) for each in names])
 
     def stop(self, deadline: float, tick: float = 1.0) -> bool:
         """Refuse requests, answer those in flight, close everything. Blocks for at most `deadline` seconds; False
@@ -118,4 +147,44 @@ class Registry:
             return self._store.names()
         if "*" in wanted:
             raise invalid("Wildcard model name '*' must be the ONLY startup model if specified at all.")
+        if self._namespaces:
+            seen = self._store.names()
+            wanted = tuple(each for name in wanted for each in self._identities(name, seen))
         return list(dict.fromkeys(wanted))
+
+    def _identities(self, name: str, seen: Sequence[str]) -> list[str]:
+        """The models that a load of `name` loads: all that are called so, in any namespace; itself if there is none."""
+        if name in seen:
+            return [name]
+        known = set(seen)
+        return [each for space in self._namespaces if (each := identity(space, name)) in known] or [name]
+
+    def _plain(self, known: str) -> str:
+        for space in self._namespaces:
+            known = known.removeprefix(identity(space, ""))
+        return known
+
+
+def together(futures: Sequence[Future[None]]) -> Future[None]:
+    """Ends when all of them have ended, with the first error there is."""
+    if len(futures) == 1:
+        return futures[0]
+    whole: Future[None] = Future()
+    whole.set_running_or_notify_cancel()
+    lock, left = threading.Lock(), len(futures)
+
+    def ended(_: Future[None]) -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            last = left == 0
+        if last:
+            errors = [error for future in futures if (error := future.exception()) is not None]
+            if errors:
+                whole.set_exception(errors[0])
+            else:
+                whole.set_result(None)
+
+    for future in futures:
+        future.add_done_callback(ended)
+    return whole

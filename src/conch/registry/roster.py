@@ -11,8 +11,8 @@ from conch.registry.lifecycle import Key, Lifecycle, Plan, plan
 from conch.registry.reaper import Reaper
 from conch.registry.served import ServedVersion
 from conch.registry.table import ServingTable, parse_version
-from conch.types.error import InferError, not_found, unavailable
-from conch.types.model import IndexEntry
+from conch.types.error import InferError, invalid, not_found, unavailable
+from conch.types.model import IndexEntry, identity
 
 log = logging.getLogger("conch.registry")
 
@@ -22,7 +22,9 @@ DUPLICATE = "model appears in two or more repositories"
 class Roster:
     """Any thread; every change of one model's state is one step that others see whole or not at all."""
 
-    def __init__(self, reaper: Reaper) -> None:
+    def __init__(self, reaper: Reaper, namespaces: Sequence[str] = ()) -> None:
+        """`namespaces` are those that models may lie in; their models are known by identity."""
+        self._namespaces = tuple(namespaces)
         self.table = ServingTable()
         self._reaper = reaper
         self._lock = threading.Lock()
@@ -40,7 +42,8 @@ class Roster:
         serving = self.table.versions(name)
         # Outside the lock: this asks runtimes.
         broken = [number for number, served in serving.items() if not served.ready()]
-        todo = plan({number: served.key for number, served in serving.items()}, wanted, broken)
+        elastic = [number for number, served in serving.items() if served.elastic]
+        todo = plan({number: served.key for number, served in serving.items()}, wanted, broken, elastic)
         with self._lock:
             self._models.setdefault(name, Lifecycle()).load(todo.load)
         return todo
@@ -85,6 +88,28 @@ class Roster:
             self._reaper.retire(served, partial(self._unloaded, name, number, turns[number]))
 
     # Questions.
+
+    def identities(self, name: str) -> list[str]:
+        """The models that a client may mean by `name`, those that were unloaded left out: itself, or those called so
+        in the namespaces."""
+        named = [name, *[identity(space, name) for space in self._namespaces]]
+        with self._lock:
+            return [each for each in named if each in self._models and not self._models[each].unloaded_whole()]
+
+    def resolve(self, name: str) -> str:
+        """The one model that `name` means, where there are namespaces. Raises InferError for none or several."""
+        found = self.identities(name)
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            if any(each in self._models for each in (name, *[identity(space, name) for space in self._namespaces])):
+                raise not_found(f"Identifier of model '{name}' is not found in global map")
+            raise invalid(f"Request for unknown model: '{name}' is not found")
+        raise invalid(
+            f"There are {len(found)} identifiers of model '{name}' in global map, model namespace must be provided to "
+            "resolve ambiguity.",
+            f"ask for one of {', '.join(found)}",
+        )
 
     def find(self, name: str, version: str) -> ServedVersion:
         """The slow half of a look-up: odd spellings of versions, and the right error."""

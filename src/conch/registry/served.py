@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from conch.backend.api import Instance, LoadedModel
 from conch.observe.stats import ModelStats
 from conch.pb.model_config_pb2 import ModelConfig
+from conch.registry.crew import Change, Crew
 from conch.registry.lifecycle import Key
 from conch.schedule.api import Scheduler
-from conch.types.model import ModelSpec
+from conch.types.model import ModelSpec, identity
+
+
+class MakeChange(Protocol):
+    """The loader's half of `ServedVersion.change`: the new config, and the change."""
+
+    def __call__(self, served: ServedVersion, wanted: ModelConfig, /) -> tuple[ModelConfig, Change]: ...
+
+
+_serials = itertools.count(1)
+_holding = threading.Lock()
 
 
 class ServedVersion:
-    """Made by the loader when everything is open; from then on only `close` changes it."""
+    """Made by the loader when everything is open; from then on only a change of its instances and `close` change it.
+
+    What executes it are `instances`, which stay as they are, or a `crew`, which can change by `change`.
+    """
 
     __slots__ = (
-        "_closed", "config", "instances", "key", "loaded", "name", "release", "scheduler", "spec", "stats", "version",
+        "_closed", "_crew", "_holders", "_instances", "_make_change", "config", "identity", "key", "loaded", "name",
+        "namespace", "release", "scheduler", "serial", "spec", "stats", "version",
     )  # fmt: skip
 
     def __init__(
@@ -28,22 +46,46 @@ class ServedVersion:
         stats: ModelStats,
         scheduler: Scheduler,
         loaded: LoadedModel,
-        instances: Sequence[Instance],
+        instances: Sequence[Instance] = (),
+        crew: Crew | None = None,
+        change: MakeChange | None = None,
         key: Key,
         release: Callable[[], None],
+        namespace: str = "",
     ) -> None:
         self.name = spec.name
+        self.namespace = namespace
+        #: What the registry knows the model by.
+        self.identity = identity(namespace, spec.name)
         self.version = spec.version
         self.spec = spec
         self.config = config
         self.stats = stats
         self.scheduler = scheduler
         self.loaded = loaded
-        self.instances = tuple(instances)
+        self._instances = tuple(instances)
+        self._crew = crew
+        self._make_change = change
         self.key = key
         #: Gives the model's files back.
         self.release = release
+        #: Tells this version from all others, also from one of the same name and number.
+        self.serial = next(_serials)
+        self._holders = 0
         self._closed = False
+
+    def hold(self) -> None:
+        """An ensemble runs on this version: it is not stopped before `let_go` was called as often."""
+        with _holding:
+            self._holders += 1
+
+    def let_go(self) -> None:
+        with _holding:
+            self._holders -= 1
+
+    @property
+    def held(self) -> bool:
+        return self._holders > 0
 
     def ready(self) -> bool:
         """Whether the runtime can answer now. A runtime that cannot even say so is not ready."""
@@ -51,6 +93,29 @@ class ServedVersion:
             return not self._closed and self.loaded.ready()
         except Exception:  # noqa: BLE001  a model's code may raise anything
             return False
+
+    @property
+    def instances(self) -> Sequence[Instance]:
+        return self._instances if self._crew is None else self._crew.instances
+
+    @property
+    def elastic(self) -> bool:
+        """Whether its instances can change while it serves."""
+        return self._make_change is not None and self._crew is not None and self._crew.elastic
+
+    def change(self, wanted: ModelConfig, key: Key) -> Change:
+        """Open the instances that `wanted` (the model's config, not completed) has more. Only if `elastic`; blocking.
+
+        Raises whatever a model's code raises, and then all is as it was.
+        """
+        assert self._make_change is not None
+        config, change = self._make_change(self, wanted)
+
+        def commit() -> None:
+            self.config, self.key = config, key
+            change.commit()
+
+        return Change(commit, change.cancel)
 
     @property
     def tags(self) -> Mapping[str, str]:
@@ -72,11 +137,16 @@ class ServedVersion:
         with contextlib.ExitStack() as stack:
             stack.callback(self.release)
             stack.callback(self.loaded.close)
-            for instance in self.instances:
+            if self._crew is not None:
+                stack.callback(self._crew.close)
+            for instance in self._instances:
                 stack.callback(instance.close)
             stack.callback(self.scheduler.close)
+            if self._crew is not None:
+                stack.callback(self._crew.settle)
         # Who still holds this version (a form, a page of statistics) must not hold the model.
-        self.instances = ()
+        self._instances = ()
+        self._crew = self._make_change = None
 
     def __repr__(self) -> str:
         return f"ServedVersion({self.name!r}, {self.version})"

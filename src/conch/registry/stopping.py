@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from conch.registry.ensembles import Held
 from conch.registry.lanes import Lanes
 from conch.registry.reaper import Reaper
 from conch.registry.roster import Roster
+from conch.registry.served import ServedVersion
 
 log = logging.getLogger("conch.registry")
 
@@ -23,9 +25,8 @@ def drain(roster: Roster, lanes: Lanes, reaper: Reaper, seconds: float, tick: fl
     """Stop all schedulers, wait, unload all; False when `seconds` were too short. Logs each `tick` seconds."""
     end = time.monotonic() + seconds
     log.info("Waiting for in-flight requests to complete.")
-    for served in roster.table.all():
-        served.scheduler.stop()
-    idle = _watch(end, tick, lambda: _inflight(roster))
+    stopped: set[int] = set()
+    idle = _watch(end, tick, lambda: _inflight(roster, stopped))
     log.info("All models are stopped, unloading models")
     _unload_all(roster)
 
@@ -39,17 +40,36 @@ def drain(roster: Roster, lanes: Lanes, reaper: Reaper, seconds: float, tick: fl
 
 
 def _unload_all(roster: Roster) -> None:
-    for name in {served.name for served in roster.table.all()}:
+    for name in {served.identity for served in roster.table.all()}:
         roster.unload(name)
 
 
-def _inflight(roster: Roster) -> Report:
+def stop_next(versions: Sequence[ServedVersion], stopped: set[int]) -> bool:
+    """Stop what no request can come to any more but from outside; `stopped` are the serials of those that are.
+
+    Ensembles come before the models of their steps, which still run for what has begun. Whether all are stopped.
+    """
+    needed = {
+        member.serial
+        for served in versions
+        if isinstance(served.loaded, Held) and (served.serial not in stopped or served.scheduler.inflight() > 0)
+        for member in served.loaded.everyone()
+    }
+    for served in versions:
+        if served.serial not in needed:
+            served.scheduler.stop()
+            stopped.add(served.serial)
+    return all(served.serial in stopped for served in versions)
+
+
+def _inflight(roster: Roster, stopped: set[int]) -> Report:
+    all_stopped = stop_next(list(roster.table.all()), stopped)
     busy = [(served, count) for served in roster.table.all() if (count := served.scheduler.inflight()) > 0]
     lines = [f"Found {len(busy)} model versions that have in-flight inferences"]
     lines += [
         f"Model '{served.name}' (version {served.version}) has {count} in-flight inferences" for served, count in busy
     ]
-    return not busy, lines
+    return all_stopped and not busy, lines
 
 
 def _watch(end: float, tick: float, report: Callable[[], Report]) -> bool:

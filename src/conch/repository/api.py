@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+
+from conch.types.model import identity
 
 
 def _keep() -> None:
@@ -43,11 +45,24 @@ class StoredModel:
     override: bool = False
     #: Gives back what lies behind `directory`; called once nothing uses it any more.
     release: Callable[[], None] = _keep
+    #: The repository that it lies in, where models of one name may lie in several.
+    namespace: str = ""
+
+    @property
+    def identity(self) -> str:
+        """What the model is called everywhere but in its config: its name, where there are no namespaces."""
+        return identity(self.namespace, self.name)
 
 
 class ModelStore(Protocol):
+    """Models are asked for by identity; without namespaces that is their name."""
+
+    @property
+    def namespaces(self) -> Sequence[str]:
+        """Empty where a name is enough."""
+
     def names(self) -> list[str]:
-        """The models that can be seen now, sorted. Cheap. A store that cannot be read holds none (it is logged)."""
+        """The identities that can be seen now, sorted. Cheap. A store that cannot be read holds none (it is logged)."""
 
     def duplicates(self) -> frozenset[str]:
         """Names that more than one repository holds: none of them can be loaded."""

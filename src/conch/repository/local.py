@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from conch.repository import override
@@ -12,6 +13,7 @@ from conch.repository.api import Fingerprint, StoredModel
 from conch.repository.fingerprint import stamp, stamp_all
 from conch.repository.versions import version_numbers
 from conch.types.error import InferError, internal, invalid, not_found
+from conch.types.model import identity
 
 log = logging.getLogger("conch.repository")
 
@@ -19,19 +21,29 @@ CONFIG_FILE = "config.pbtxt"
 
 
 class LocalStore:
-    """One or several repositories: folders with a folder per model. `config_name` is `--model-config-name`."""
+    """One or several repositories: folders with a folder per model. `config_name` is `--model-config-name`.
 
-    def __init__(self, paths: Sequence[Path], config_name: str = "") -> None:
+    With `namespacing` each repository is a namespace, called by its path.
+    """
+
+    def __init__(self, paths: Sequence[Path], config_name: str = "", *, namespacing: bool = False) -> None:
         self._paths = tuple(dict.fromkeys(path.absolute() for path in paths))
         self._config_name = config_name
+        self._namespacing = namespacing
         #: What was warned of already: a scan happens at each request for the index.
         self._warned: set[str] = set()
 
+    @property
+    def namespaces(self) -> Sequence[str]:
+        return [str(path) for path in self._paths] if self._namespacing else ()
+
     def names(self) -> list[str]:
+        if self._namespacing:
+            return [identity(str(path), name) for path in sorted(self._paths) for name in sorted(self._models(path))]
         return sorted({name for path in self._paths for name in self._models(path)})
 
     def duplicates(self) -> frozenset[str]:
-        if len(self._paths) < 2:
+        if len(self._paths) < 2 or self._namespacing:
             return frozenset()
         seen: set[str] = set()
         twice: set[str] = set()
@@ -42,7 +54,7 @@ class LocalStore:
         return frozenset(twice)
 
     def fetch(self, name: str) -> StoredModel:
-        directory = self._find(name)
+        namespace, name, directory = self._find(name)
         config = self._config_file(directory)
         try:
             text = config.read_text(encoding="utf-8") if config is not None else None
@@ -51,28 +63,22 @@ class LocalStore:
         except OSError as error:
             raise internal(f"failed to read text proto from {config}: {error.strerror}") from error
         source = str(config or directory / CONFIG_FILE)
-        return self._read(name, directory, text, source, stamp(config) if config is not None else "")
+        found = self._read(name, directory, text, source, stamp(config) if config is not None else "")
+        return replace(found, namespace=namespace)
 
     def fetch_override(self, name: str, config: str, files: Mapping[str, bytes]) -> StoredModel:
         source = "the load request's config"
         if not files:
-            return self._read(name, self._find(name), config, source, config, overridden=True)
+            namespace, name, directory = self._find(name)
+            return replace(self._read(name, directory, config, source, config, overridden=True), namespace=namespace)
+        namespace, name = self._split(name)
         directory, remove = override.build(name, files)
         try:
             stored = self._read(name, directory, config, source, config, overridden=True)
         except BaseException:
             remove()
             raise
-        return StoredModel(
-            stored.name,
-            stored.directory,
-            stored.config_text,
-            stored.config_source,
-            stored.versions,
-            stored.fingerprint,
-            override=True,
-            release=remove,
-        )
+        return replace(stored, override=True, release=remove, namespace=namespace)
 
     def _read(
         self, name: str, directory: Path, text: str | None, source: str, config: str, *, overridden: bool = False
@@ -92,7 +98,21 @@ class LocalStore:
         )
         return StoredModel(name, directory, text, source, numbers, fingerprint, overridden)
 
-    def _find(self, name: str) -> Path:
+    def _split(self, wanted: str) -> tuple[str, str]:
+        """The namespace, empty for none, and the name."""
+        for namespace in self.namespaces:
+            if wanted.startswith(identity(namespace, "")):
+                return namespace, wanted.removeprefix(identity(namespace, ""))
+        return "", wanted
+
+    def _find(self, wanted: str) -> tuple[str, str, Path]:
+        """Namespace, name and folder of the model with this identity."""
+        namespace, name = self._split(wanted)
+        if namespace:
+            directory = Path(namespace) / name
+            if not _is_name(name) or not directory.is_dir():
+                raise not_found(f"failed to poll model '{wanted}': model not found in any model repository.")
+            return namespace, name, directory
         found = [path / name for path in self._paths if _is_name(name) and (path / name).is_dir()]
         if len(found) > 1:
             raise invalid(
@@ -101,7 +121,7 @@ class LocalStore:
             )
         if not found:
             raise not_found(f"failed to poll model '{name}': model not found in any model repository.")
-        return found[0]
+        return "", name, found[0]
 
     def _config_file(self, directory: Path) -> Path | None:
         custom = directory / "configs" / f"{self._config_name}.pbtxt"

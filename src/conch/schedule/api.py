@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from conch.backend.api import Instance
 from conch.types.error import InferError
 from conch.types.request import InferRequest
 
@@ -67,3 +68,14 @@ class Scheduler(Protocol):
 
     def close(self) -> None:
         """End what drives the instances. After `inflight()` is 0; blocks, never on the loop thread."""
+
+
+@runtime_checkable
+class Elastic(Protocol):
+    """A scheduler whose instances may change while it serves. Calls do not overlap, none is on the loop's thread."""
+
+    def hire(self, instance: Instance, name: str, /) -> None:
+        """Give `instance` work from now on."""
+
+    def dismiss(self, instance: Instance, /) -> None:
+        """Give `instance` nothing more; blocks until it has finished what it executes and answered all it has run."""

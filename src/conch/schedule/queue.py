@@ -5,10 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
+from conch.backend.api import Instance
 from conch.observe.stats import ModelStats, Reason
 from conch.schedule.api import Batcher
+from conch.schedule.drain import DrainRate
+from conch.schedule.order import Order
 from conch.types.error import Code, InferError, unavailable
 from conch.types.request import InferRequest, id_prefix
 
@@ -46,10 +50,23 @@ class Runner(Protocol):
     def close(self) -> None: ...
 
 
+class Drive(Protocol):
+    """Makes the runner of an instance."""
+
+    def __call__(self, instance: Instance, name: str, /) -> Runner: ...
+
+
+#: How often to look whether an instance that leaves has answered all it has run, in seconds.
+_GLANCE = 0.005
+
+
 class QueueScheduler:
     """Requests of one loop tick meet before any instance is woken: one `kick` per tick, not one per request.
 
     A runner that finds nothing to do is idle until it is woken, and is woken once per idling.
+
+    With an `order`, answers leave in the order in which batches were taken. A `rate` tells refused clients when to come
+    again; it is for queues that refuse.
     """
 
     def __init__(
@@ -59,8 +76,15 @@ class QueueScheduler:
         post: Post,
         later: Later,
         clock: Callable[[], int] = time.monotonic_ns,
+        *,
+        order: Order | None = None,
+        rate: DrainRate | None = None,
     ) -> None:
         self._batcher = batcher
+        self._order = order
+        self._rate = rate
+        if order is not None:
+            order.on_room = lambda: post(self._kick)
         self._stats = stats
         self._post = post
         self._later = later
@@ -68,6 +92,12 @@ class QueueScheduler:
         self._lock = threading.Lock()
         self._runners: list[Runner] = []
         self._idle: list[Runner] = []
+        #: Runners that get no more work -> what to set when they have seen it.
+        self._leaving: dict[Runner, threading.Event] = {}
+        #: The runners of hired instances, by the identity of the instance.
+        self._driven: dict[int, Runner] = {}
+        #: Makes the runner of an instance that is hired.
+        self.drive: Drive | None = None
         self._kicked = False
         self._stopped = False
         self._sweeping = False
@@ -81,6 +111,26 @@ class QueueScheduler:
             self._runners.append(runner)
             self._idle.append(runner)
 
+    def hire(self, instance: Instance, name: str, /) -> None:
+        """See `Elastic.hire`."""
+        assert self.drive is not None
+        runner = self._driven[id(instance)] = self.drive(instance, name)
+        self.attach(runner)
+        self._post(self._kick)
+
+    def dismiss(self, instance: Instance, /) -> None:
+        """See `Elastic.dismiss`."""
+        runner = self._driven.pop(id(instance))
+        gone = threading.Event()
+        self._post(partial(self._let_go, runner, gone))
+        gone.wait()
+        while runner.open():
+            time.sleep(_GLANCE)
+        runner.close()
+        with self._lock:
+            if runner in self._runners:
+                self._runners.remove(runner)
+
     def submit(self, request: InferRequest, /) -> None:
         now = self._clock()
         request.queued_ns = now
@@ -92,7 +142,8 @@ class QueueScheduler:
                 )
             try:
                 self._batcher.offer(request, now)
-            except InferError:
+            except InferError as error:
+                error.retry_after_s = self._retry_after(now)
                 self._stats.failed((request,), Reason.REJECTED, now)
                 raise
             kick = not self._kicked
@@ -103,11 +154,27 @@ class QueueScheduler:
     def take(self, runner: Runner) -> list[InferRequest]:
         """The next batch for `runner`; an empty one means that it is idle now and will be woken."""
         now = self._clock()
+        order = self._order
         with self._lock:
+            if self._leaving and runner in self._leaving:
+                runner.running = 0
+                self._leaving.pop(runner).set()
+                # It may have been woken for work that another one has to do now.
+                self._post(self._kick)
+                return []
+            if order is not None and order.full:
+                # It kicks when there is room again.
+                runner.running = 0
+                self._idle.append(runner)
+                return []
             turn = self._batcher.take(now)
             runner.running = len(turn.run)
             if not turn.run:
                 self._idle.append(runner)
+            elif order is not None:
+                order.enter(turn.run)
+            if self._rate is not None and turn.run:
+                self._rate.took(len(turn.run), len(self._batcher), now)
             alarm = turn.ask_at != 0 and (self._alarm_ns == 0 or turn.ask_at < self._alarm_ns)
             if alarm:
                 self._alarm_ns = turn.ask_at
@@ -143,6 +210,15 @@ class QueueScheduler:
         # Forms of requests may outlive the version they were made for; its instances must not.
         self._runners.clear()
         self._idle.clear()
+
+    def _let_go(self, runner: Runner, gone: threading.Event) -> None:
+        """On the loop, where runners are woken: one that is idle will not be, one that works ends at its next look."""
+        with self._lock:
+            if runner in self._idle:
+                self._idle.remove(runner)
+                gone.set()
+            else:
+                self._leaving[runner] = gone
 
     def _kick(self) -> None:
         """On the loop: wake as many idle runners as may find work; wait for the deadlines of the others' requests."""
@@ -192,8 +268,15 @@ class QueueScheduler:
         if turn.refuse:
             self._refuse(turn.refuse, now)
 
+    def _retry_after(self, now: int) -> float:
+        """Seconds until what waits now, and one more, has been taken; 0 where nobody measures."""
+        return 0.0 if self._rate is None else self._rate.seconds(len(self._batcher) + 1, now)
+
     def _refuse(self, refused: list[tuple[InferRequest, InferError]], now: int) -> None:
+        wait = self._retry_after(now)
         for request, error in refused:
+            if error.code is Code.UNAVAILABLE:
+                error.retry_after_s = wait
             request.sink.fail(request, error)
             reason = Reason.CANCELED if error.code is Code.CANCELLED else Reason.REJECTED
             self._stats.failed((request,), reason, now)

@@ -88,8 +88,9 @@ class ThreadRunner:
     def _work(self) -> None:
         while True:
             self._asleep.acquire()
+            # Without another look: who finds nothing is listed as idle, and would be woken when it is gone.
+            if self._closing:
+                return
             while batch := self._take(self):
                 self._instance.run(batch)
                 self.running = 0
-            if self._closing:
-                return

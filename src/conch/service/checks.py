@@ -264,10 +264,12 @@ def _inputs(spec: ModelSpec, head: RequestHead, places: dict[str, int], rows: in
             count *= size
         counts.append(count)
         sizes.append(-1 if tensor.datatype is BYTES else count * tensor.datatype.size)
-        if -1 in tensor.dims:
+        if -1 in tensor.dims and not tensor.ragged:
             free.append(rest)
     optional = any(tensor.optional for tensor in spec.inputs)
-    key = (positions if optional else None, tuple(free)) if optional or free else None
+    key: object = (positions if optional else None, tuple(free)) if optional or free else None
+    if spec.padding is not None:
+        key = spec.padding.bucket([tensor.dims for tensor in spec.inputs], int(batching), positions, shapes)
     has_bytes = any(size < 0 for size in sizes)
     return Inputs(positions, order, shapes, tuple(backend_shapes), tuple(sizes), tuple(counts), rows, key, has_bytes)
 

@@ -17,7 +17,7 @@ class Registry(Protocol):
 
     def index(self, ready_only: bool) -> list[IndexEntry]: ...
     def load(self, name: str, parameters: Mapping[str, str | bytes]) -> Future[None]: ...
-    def unload(self, name: str) -> Future[None]: ...
+    def unload(self, name: str, unload_dependents: bool = False) -> Future[None]: ...
 
 
 class Control:
@@ -40,13 +40,12 @@ class Control:
         return self._registry.load(name, parameters)
 
     def unload(self, name: str, unload_dependents: bool) -> Future[None]:
-        """No model has dependents as long as there are no ensembles, so `unload_dependents` has nothing to add."""
         try:
             self._check_mode()
             check_name(name)
         except InferError as error:
             return _failed(error)
-        return self._registry.unload(name)
+        return self._registry.unload(name, unload_dependents)
 
     def _check_mode(self) -> None:
         if self._mode != "explicit":

@@ -11,6 +11,7 @@ from conch.pb import grpc_service_pb2 as pb
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.schedule.api import Scheduler
 from conch.service import checks
+from conch.service.sequence_checks import check_sequence
 from conch.types.error import InferError, invalid, unavailable
 from conch.types.model import ModelSpec
 from conch.types.request import InferRequest, RequestForm, RequestHead
@@ -18,6 +19,7 @@ from conch.types.request import InferRequest, RequestForm, RequestHead
 #: What the server says it can do, in Triton's order. What is not served yet is not claimed.
 EXTENSIONS = (
     "classification",
+    "sequence",
     "model_repository",
     "model_repository(unload_dependents)",
     "schedule_policy",
@@ -106,11 +108,19 @@ class Data:
 
     def _check(self, head: RequestHead, generation: int) -> RequestForm:
         """`generation` was read before the look-up: a version that goes meanwhile makes the form old, not wrong."""
-        version = self._registry.find(head.model_name, head.model_version)
+        return self._form(self._registry.find(head.model_name, head.model_version), head, generation)
+
+    def prepare_on(self, version: Version, head: RequestHead) -> RequestForm:
+        """As `prepare`, for a version that is known, whether it is what serves now or not; nothing is remembered."""
+        return self._form(version, head, self._registry.generation)
+
+    def _form(self, version: Version, head: RequestHead, generation: int) -> RequestForm:
         spec = version.spec
         checks.check_outputs(spec, head)
         steering = checks.steering(head)
         inputs = checks.check_inputs(spec, head)
+        if spec.sequence is not None:
+            check_sequence(spec.name, spec.sequence, head, steering.correlation_id, inputs.rows)
         return RequestForm(
             head=head,
             model=version,
@@ -260,10 +270,10 @@ def _write_statistics(version: Version, into: pb.ModelStatistics) -> None:
         (each.compute_input, stats.compute_input),
         (each.compute_infer, stats.compute_infer),
         (each.compute_output, stats.compute_output),
+        (each.cache_hit, stats.cache_hit),
+        (each.cache_miss, stats.cache_miss),
     ):
         _write_duration(duration, message)
-    each.cache_hit.SetInParent()
-    each.cache_miss.SetInParent()
     for size, batch in sorted(stats.batches.items()):
         entry = into.batch_stats.add(batch_size=size)
         _write_duration(batch.compute_input, entry.compute_input)

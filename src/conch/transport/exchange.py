@@ -8,7 +8,7 @@ from typing import ClassVar
 from conch.protocol.v2.headers import Extras, UnsupportedCodingError
 from conch.protocol.v2.layout import Pattern
 from conch.protocol.v2.restrict import RestrictedError
-from conch.protocol.v2.status import HTTP_STATUS
+from conch.protocol.v2.status import HTTP_STATUS, retry_after
 from conch.transport.bridge import Bridge
 from conch.transport.coder import Coder
 from conch.transport.http1 import Connection
@@ -18,7 +18,9 @@ from conch.types.response import InferResponse
 
 
 def fail(connection: Connection, error: InferError) -> None:
-    more = b"Accept-Encoding: gzip, deflate\r\n" if isinstance(error, UnsupportedCodingError) else b""
+    more = retry_after(error)
+    if isinstance(error, UnsupportedCodingError):
+        more += b"Accept-Encoding: gzip, deflate\r\n"
     connection.fail(403 if isinstance(error, RestrictedError) else HTTP_STATUS[error.code], error.message, more)
 
 

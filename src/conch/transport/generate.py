@@ -8,7 +8,7 @@ from typing import ClassVar, Final
 
 from conch.protocol.v2.generate import NOT_ONE, encode, event
 from conch.protocol.v2.headers import Extras
-from conch.protocol.v2.status import HTTP_STATUS, error_body
+from conch.protocol.v2.status import HTTP_STATUS, error_body, retry_after
 from conch.transport.bridge import Bridge
 from conch.transport.exchange import expired, withdraw
 from conch.transport.http1 import Connection, head_of, status_line
@@ -120,6 +120,8 @@ class Generation:
             self._end()
 
     def _put_error(self, error: InferError) -> None:
+        if not (self._begun or self._responses):
+            self._more += retry_after(error)
         self._put(HTTP_STATUS[error.code], error_body(error.message))
 
     def _put(self, status: int, text: bytes) -> None:

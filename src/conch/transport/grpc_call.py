@@ -311,13 +311,13 @@ class Call:
             sender.data(self, [_prefix(0, size), *parts], answers.trailers)
         connection.mark()
 
-    def refuse(self, status: Status, message: str) -> None:
+    def refuse(self, status: Status, message: str, retry_after_s: float = 0.0) -> None:
         """Settle the call with an error. Loop thread."""
         connection = self.connection
         if connection is None:
             return
         self._settle()
-        connection.sender.headers(self.id, failure(status, message), end=True)
+        connection.sender.headers(self.id, failure(status, message, retry_after_s), end=True)
         connection.answered(self)
         connection.mark()
 
@@ -341,7 +341,7 @@ class Call:
 
     def _fail(self, error: InferError) -> None:
         self._request = None
-        self.refuse(STATUS[error.code], error.message)
+        self.refuse(STATUS[error.code], error.message, error.retry_after_s)
 
     def _settle(self) -> None:
         self.connection = None

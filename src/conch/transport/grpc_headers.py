@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from typing import Final
@@ -78,9 +79,15 @@ def answer_end(stream: int) -> bytes:
     return _END.pack(_TRAILERS_WORD, h2.END_HEADERS | h2.END_STREAM, stream, _KNOWN_TRAILERS)
 
 
-def failure(status: Status, message: str) -> bytes:
-    """The only header block of a failed call (gRPC's "trailers-only")."""
+def failure(status: Status, message: str, retry_after_s: float = 0.0) -> bytes:
+    """The only header block of a failed call (gRPC's "trailers-only").
+
+    `retry_after_s`, unless 0, is told twice: in seconds, as over HTTP, and in milliseconds, as gRPC's own retries read.
+    """
     block = _PLAIN_HEADERS + trailers(status, message)
+    if retry_after_s > 0:
+        block += literal(b"retry-after", b"%d" % max(1, math.ceil(retry_after_s)))
+        block += literal(b"grpc-retry-pushback-ms", b"%d" % max(1, math.ceil(retry_after_s * 1000)))
     if status is Status.UNIMPLEMENTED:
         block += literal(b"grpc-accept-encoding", ENCODINGS)
     return block

@@ -107,7 +107,7 @@ class Methods:
             call.begin(request)
             self._data.infer(request)
         except InferError as error:
-            call.refuse(STATUS[error.code], error.message)
+            call.refuse(STATUS[error.code], error.message, error.retry_after_s)
         except Exception as error:  # noqa: BLE001  whatever it is, the client must hear of it
             _broken(call, error)
 

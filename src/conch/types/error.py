@@ -23,15 +23,17 @@ class InferError(Exception):
 
     `message` is what Triton says, word for word where Triton says something; `hint` says how to fix it and is shown
     where people read (logs, the command line, `conch` responses to a person), never where clients match texts.
+    `retry_after_s` is in how many seconds asking again may succeed, where the server can tell; else 0.
     """
 
-    __slots__ = ("code", "hint", "message")
+    __slots__ = ("code", "hint", "message", "retry_after_s")
 
     def __init__(self, code: Code, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.hint = hint
+        self.retry_after_s = 0.0
 
     def __str__(self) -> str:
         """`<Code>: <message>`, the form of index reasons and log lines."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conch.types.dtype import DataType
+from conch.types.padding import Padding
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,17 @@ class TensorSpec:
     reshape: tuple[int, ...] | None = None
     #: What the values of an output stand for, by index, for classification; empty without a label file.
     labels: Sequence[bytes] = ()
+    #: Whether requests of other shapes may share a batch; the backend then sees the elements of all, one after another.
+    ragged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceSpec:
+    """What a sequence model asks of its requests: `control` takes the sequence's id, None where nothing does."""
+
+    control: TensorSpec | None = None
+    #: Whether a request may leave the id out, and is a sequence of its own.
+    iterative: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +44,10 @@ class ModelSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     decoupled: bool = False
+    #: What the server pads; None for most models.
+    padding: Padding | None = None
+    #: None for models that know no sequences.
+    sequence: SequenceSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,3 +70,8 @@ def carry_shape(shape: tuple[int, ...], dims: tuple[int, ...], other: tuple[int,
     """
     carried = iter([size for size, dim in zip(shape, dims, strict=True) if dim == -1])
     return tuple(next(carried) if dim == -1 else dim for dim in other)
+
+
+def identity(namespace: str, name: str) -> str:
+    """What tells a model from its namesakes in other namespaces, as Triton shows it; `namespace` is empty for none."""
+    return f"{namespace}::{name}" if namespace else name

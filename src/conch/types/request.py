@@ -148,8 +148,8 @@ class InferRequest:
     """
 
     __slots__ = (
-        "cancelled", "data", "deadline_ns", "expires_ns", "flow", "form", "id", "queued_ns", "received_ns", "sink",
-        "trace",
+        "cancelled", "data", "deadline_ns", "expires_ns", "flow", "form", "id", "meter", "queued_ns", "received_ns",
+        "sink", "trace",
     )  # fmt: skip
 
     def __init__(
@@ -170,6 +170,8 @@ class InferRequest:
         self.cancelled = False
         #: What is noted of the request (`observe.trace.Trace`); None for those that are not traced.
         self.trace: Any = None
+        #: Whoever is told how long the model took for the request (`observe.stats.Meter`); None for most.
+        self.meter: Any = None
 
     def __repr__(self) -> str:
         return f"InferRequest({self.form.head.model_name!r}, id={self.id!r}, rows={self.form.rows})"

@@ -15,6 +15,8 @@ from conch.backend.onnx.options import SessionPlan, plan_session, plan_threads
 from conch.backend.onnx.providers import choose_providers, on_gpu, unused_accelerators
 from conch.backend.onnx.session import find_model, open_session, peek, run_options, runtime
 from conch.backend.onnx.signature import Signature, read_signature
+from conch.backend.ragged import read_ragged
+from conch.config.sequence_tensors import with_hidden_entries
 from conch.observe.stats import ModelStats
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.dtype import BF16, BYTES
@@ -63,6 +65,7 @@ class OnnxModel:
         self._plan = plan
         self._host = host
         self._stats = stats
+        self._ragged = read_ragged(config, spec)
         self._lock = threading.Lock()
         self._shared: tuple[Any, Signature] | None = None
         self._warned: set[str] = set()
@@ -76,7 +79,7 @@ class OnnxModel:
             else:
                 self._shared = self._shared or self._open(placement, sharing=True)
                 session, signature = self._shared
-        return OnnxInstance(self._spec, signature, session, run_options(self._plan), self._stats)
+        return OnnxInstance(self._spec, signature, session, run_options(self._plan), self._stats, self._ragged)
 
     def ready(self) -> bool:
         return True
@@ -91,7 +94,7 @@ class OnnxModel:
         threads = plan_threads(self._plan, self._host.cpus, placement.instances, sharing)
         session = open_session(name, self._path, self._plan, threads, providers)
         signature = read_signature(name, session)
-        check_config(self._config, signature)
+        check_config(with_hidden_entries(self._config), signature)
         self._refuse_mixture()
         return session, signature
 

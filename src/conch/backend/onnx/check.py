@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from conch.backend.onnx.signature import Signature, Slot
-from conch.pb.model_config_pb2 import ModelConfig
+from conch.pb.model_config_pb2 import ModelConfig, ModelInput, ModelOutput
 from conch.types import dtype
-from conch.types.error import InferError, invalid, unsupported
+from conch.types.error import InferError, invalid
 
 
 def check_config(config: ModelConfig, signature: Signature) -> None:
     """Raises InferError, with the texts of Triton's ONNX Runtime backend, at the first disagreement."""
-    _refuse_unsupported(config)
-    required = sum([not entry.optional for entry in config.input])
+    made = [(each, name) for each in config.batch_input for name in each.target_name]
+    required = sum([not entry.optional for entry in config.input]) + len(made)
     if required != len(signature.inputs):
         raise invalid(
             f"unable to load model '{config.name}', configuration expects {required} inputs, "
             f"model provides {len(signature.inputs)}",
             f"the model's inputs are: {_names(signature.inputs)}",
         )
+    _check_inputs(config, signature)
+    takes = signature.takes
+    for each, name in made:
+        slot = takes.get(name)
+        if slot is None:
+            raise invalid(f"unexpected inference input '{name}', allowed inputs are: {_names(list(takes.values()))}")
+        _check_type(config, name, each.data_type, slot, "input")
+    _check_outputs(config, signature)
+
+
+def _check_inputs(config: ModelConfig, signature: Signature) -> None:
     takes = signature.takes
     for entry in config.input:
         if entry.optional and config.max_batch_size > 0:
@@ -40,7 +50,15 @@ def check_config(config: ModelConfig, signature: Signature) -> None:
                 "optional input",
                 "only ONNX inputs with an initializer of the same name can be left out",
             )
-        _check_entry(config, entry, slot, "input")
+        _check_type(config, entry.name, entry.data_type, slot, "input")
+        if entry.allow_ragged_batch:
+            _check_ragged(config, entry, slot)
+        else:
+            _check_entry(config, entry, slot)
+
+
+def _check_outputs(config: ModelConfig, signature: Signature) -> None:
+    scattered = {name for one in config.batch_output for name in one.target_name}
     gives = {slot.name: slot for slot in signature.outputs}
     for output in config.output:
         slot = gives.get(output.name)
@@ -48,34 +66,40 @@ def check_config(config: ModelConfig, signature: Signature) -> None:
             raise invalid(
                 f"unexpected inference output '{output.name}', allowed outputs are: {_names(signature.outputs)}"
             )
-        _check_entry(config, output, slot, "output")
+        _check_type(config, output.name, output.data_type, slot, "output")
+        # The shape of a scattered output does not have to be the model's (Triton).
+        if output.name not in scattered:
+            _check_entry(config, output, slot)
 
 
-def _refuse_unsupported(config: ModelConfig) -> None:
-    ragged = [entry.name for entry in config.input if entry.allow_ragged_batch]
-    for present, what in (
-        (bool(ragged), f"'allow_ragged_batch' of input '{ragged[0] if ragged else ''}'"),
-        (bool(config.batch_input), "'batch_input'"),
-        (bool(config.batch_output), "'batch_output'"),
-    ):
-        if present:
-            raise unsupported(
-                f"unable to load model '{config.name}', {what} is not supported by the onnxruntime backend",
-                "pad the inputs to one shape on the client",
-            )
+def _check_ragged(config: ModelConfig, entry: ModelInput, slot: Slot) -> None:
+    if entry.optional:
+        raise invalid(
+            f"unable to load model '{config.name}', configuration expects model provides input with shape [-1] for "
+            f"ragged input '{entry.name}', which is not supported for optional input",
+            "remove 'optional' or 'allow_ragged_batch'",
+        )
+    if slot.shape != (-1,):
+        raise invalid(
+            f"unable to load model '{config.name}', configuration expects model provides input with shape [-1]  for "
+            f"ragged input '{entry.name}', model provides {_text(slot.shape)}",
+            "the model sees the elements of all requests one after another, in one dimension",
+        )
 
 
-def _check_entry(config: ModelConfig, entry: Any, slot: Slot, role: str) -> None:
-    """`entry` is a ModelInput or ModelOutput."""
-    wanted = dtype.BY_NUMBER.get(entry.data_type)
+def _check_type(config: ModelConfig, name: str, number: int, slot: Slot, role: str) -> None:
+    wanted = dtype.BY_NUMBER.get(number)
     if wanted is not slot.datatype:
         raise invalid(
             f"unable to load model '{config.name}', configuration expects datatype "
-            f"{wanted.config_name if wanted else 'TYPE_INVALID'} for {role} '{entry.name}', "
+            f"{wanted.config_name if wanted else 'TYPE_INVALID'} for {role} '{name}', "
             # Triton prints the protocol's name here (TYPE_BYTES), not the config's.
             f"model provides TYPE_{slot.datatype.name}",
             f"set data_type: {slot.datatype.config_name}",
         )
+
+
+def _check_entry(config: ModelConfig, entry: ModelInput | ModelOutput, slot: Slot) -> None:
     dims = list(entry.reshape.shape) if entry.HasField("reshape") else list(entry.dims)
     if slot.shape or config.max_batch_size > 0:
         _check_dims(config, slot, dims)

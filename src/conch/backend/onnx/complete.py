@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from conch.backend.onnx.signature import Signature, Slot
+from conch.config.sequence_tensors import hidden_inputs, hidden_outputs
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.error import invalid
 
@@ -39,11 +40,15 @@ def complete_config(config: ModelConfig, signature: Signature, settings: Mapping
         )
     batching = config.max_batch_size > 0
     if not config.input and not config.batch_input:
+        hidden = hidden_inputs(config)
         for slot in signature.inputs:
-            _describe(config.input.add(), slot, batching)
+            if slot.name not in hidden:
+                _describe(config.input.add(), slot, batching)
     if not config.output:
+        states = hidden_outputs(config)
         for slot in signature.outputs:
-            _describe(config.output.add(), slot, batching)
+            if slot.name not in states:
+                _describe(config.output.add(), slot, batching)
 
 
 def default_max_batch_size(settings: Mapping[str, str]) -> int:

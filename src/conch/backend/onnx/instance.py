@@ -12,6 +12,7 @@ from conch.backend.batch import Batch, Shape
 from conch.backend.onnx.session import runtime_error
 from conch.backend.onnx.signature import Signature
 from conch.backend.onnx.strings import from_strings, not_text, to_strings
+from conch.backend.ragged import Ragged
 from conch.observe.stats import ModelStats
 from conch.types.dtype import BF16, BYTES
 from conch.types.error import InferError, internal, invalid
@@ -26,11 +27,20 @@ _ONNX_BF16: Final = 16
 class OnnxInstance:
     """One caller of a session, which other instances may share: sessions are safe to run from many threads."""
 
-    def __init__(self, spec: ModelSpec, signature: Signature, session: Any, options: Any, stats: ModelStats) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        signature: Signature,
+        session: Any,
+        options: Any,
+        stats: ModelStats,
+        ragged: Ragged | None = None,
+    ) -> None:
         self._spec = spec
         self._session = session
         self._options = options
         self._stats = stats
+        self._ragged = ragged
         self._scalars = frozenset(
             [slot.name for slot in (*signature.takes.values(), *signature.outputs) if not slot.shape]
         )
@@ -42,7 +52,7 @@ class OnnxInstance:
 
     def run(self, batch: Sequence[InferRequest]) -> None:
         """Execute and settle every request; what goes wrong goes to all of them. Never raises."""
-        work = Batch(self._spec, batch, self._stats)
+        work = Batch(self._spec, batch, self._stats, self._ragged)
         if not work.requests:
             return
         try:
@@ -90,6 +100,8 @@ class OnnxInstance:
             array = to_numpy(spec.datatype, shape, data)
             # A body may begin anywhere in a packet; vectorised kernels may not read elements across their alignment.
             feed[spec.name] = array if array.flags.aligned else array.copy()
+        if self._ragged is not None:
+            feed.update(self._ragged.make(work.requests))
         return feed
 
     def _wanted(self, work: Batch) -> Sequence[TensorSpec]:
@@ -112,7 +124,7 @@ class OnnxInstance:
         types = {spec.name: spec.datatype for spec in (*self._spec.inputs, *self._spec.outputs)}
         binding = self._session.io_binding()
         for name, array in feed.items():
-            if types[name] is BF16:
+            if types.get(name) is BF16:
                 binding.bind_input(name, "cpu", 0, _ONNX_BF16, list(array.shape), array.ctypes.data)
             else:
                 binding.bind_cpu_input(name, array)
@@ -131,7 +143,8 @@ class OnnxInstance:
         if spec.name in self._scalars and not shape:
             shape = spec.dims if spec.reshape is None else spec.reshape
         lead = 1 if self._spec.max_batch_size > 0 else 0
-        if spec.reshape is not None and len(shape) != len(spec.reshape) + lead:
+        scattered = self._ragged is not None and spec.name in self._ragged.scattered
+        if spec.reshape is not None and not scattered and len(shape) != len(spec.reshape) + lead:
             raise internal(
                 f"output '{spec.name}' of model '{self._spec.name}' has shape {list(shape)}, "
                 f"the model configuration's reshape expects {list(spec.reshape)}{' after the batch' if lead else ''}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from conch.backend.python.channel import INLINE, UNIFORM
@@ -58,7 +58,7 @@ class Answers:
 
     def gather(self, responses: list[InferenceResponse], batch: Batch) -> Reply:
         """Raises TypeError-like texts as ValueError where `responses` is not what `execute` may return."""
-        if batch.form is not None and batch.turns is None:
+        if batch.form is not None and batch.turns is None and batch.released is None:
             reply = self._uniform(responses, batch.form.wanted)
             if reply is not None:
                 return reply
@@ -159,6 +159,8 @@ def _entries(responses: list[InferenceResponse], batch: Batch) -> Reply:
         turn = turns.get(index)
         if turn is not None and turn.sent:
             entries.append(None)
+        elif batch.released is not None and index in batch.released:
+            entries.append({"again": True})
         elif response is None:
             if turn is None:
                 text = (
@@ -192,5 +194,16 @@ def check(result: Any, count: int) -> str:
             return (
                 "Expected an 'InferenceResponse' object in the execute function return list, found type "
                 f"'{type(response)}'."
+            )
+    return ""
+
+
+def check_released(result: list[Any], released: Iterable[int]) -> str:
+    """A request that is to be run again has no response yet."""
+    for index in released:
+        if result[index] is not None:
+            return (
+                "Expected a None object in the execute function return list for reschduled request, found type "
+                f"'{type(result[index])}'."
             )
     return ""

@@ -8,7 +8,7 @@ from conch.backend.api import Host, ModelFiles, Placement
 from conch.backend.python.complete import merge
 from conch.backend.python.host import PythonInstance
 from conch.backend.python.process import Launch, WorkerProcess, verbose
-from conch.backend.python.settings import Settings, interpreter, read_settings
+from conch.backend.python.settings import Settings, concurrency, interpreter, read_settings
 from conch.observe.stats import ModelStats
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.model import ModelSpec
@@ -33,6 +33,7 @@ class PythonBackend:
     ) -> PythonModel:
         settings = read_settings(host.settings)
         interpreter(config, files)
+        concurrency(config)
         return PythonModel(config, spec, files, host, stats, settings)
 
 
@@ -55,13 +56,13 @@ class PythonModel:
         self._instances: list[PythonInstance] = []
 
     def instance(self, placement: Placement) -> PythonInstance:
-        launch = _launch(self._config, self._files, self._settings, placement.name, placement)
+        launch = _launch(self._config, self._files, self._settings, placement.name, placement, self._host)
         instance = PythonInstance(self._spec, self._stats, self._host.loop, launch)
-        self._instances.append(instance)
+        self._instances = [*[each for each in self._instances if not each.closed], instance]
         return instance
 
     def ready(self) -> bool:
-        return all([instance.ready() for instance in self._instances])  # noqa: C419  each is to be asked
+        return all([instance.ready() for instance in self._instances if not instance.closed])  # noqa: C419  each is to be asked
 
     def close(self) -> None:
         """Instances are closed by who made them; again does no harm."""
@@ -76,6 +77,7 @@ def _launch(
     settings: Settings,
     instance: str,
     placement: Placement | None = None,
+    host: Host | None = None,
     *,
     complete: bool = False,
 ) -> Launch:
@@ -97,7 +99,17 @@ def _launch(
         "instance": instance,
         "complete": complete,
         "decoupled": config.model_transaction_policy.decoupled,
+        "concurrent": concurrency(config),
         "verbose": verbose(),
         "arguments": arguments,
     }
-    return Launch(config.name, instance or config.name, interpreter(config, files), start, settings)
+    return Launch(
+        config.name,
+        instance or config.name,
+        interpreter(config, files),
+        start,
+        settings,
+        None if host is None else host.models,
+        None if host is None else host.metrics,
+        frozenset() if placement is None else placement.cores,
+    )

@@ -9,10 +9,14 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conch.backend.python.channel import ANSWER, AREA, CALL_HEAD, CANCELLED, INLINE, LOG, Readable
 from conch.backend.python.outbox import Outbox
+
+if TYPE_CHECKING:
+    from conch.backend.python.asks import Asks
+    from conch.backend.python.bls import Caller
 
 #: For this long an answer of the server to "is this request cancelled?" is good.
 _FRESH_NS = 1_000_000
@@ -101,7 +105,15 @@ class Runtime:
     """What a model's code can reach of its worker through `pb_utils`. One per process."""
 
     calls: Calls | None = None
+    #: Questions to the server; None in a process that serves no model.
+    asks: Asks | None = None
+    caller: Caller | None = None
     model_directory = ""
+    instance = ""
+
+    def refusal(self, text: str) -> str:
+        """How Triton words what its server has refused."""
+        return f"Failed to process the request for model '{self.instance}', message: {text}"
 
 
 runtime = Runtime()

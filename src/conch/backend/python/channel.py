@@ -1,9 +1,11 @@
 """What the server and a worker process say to each other: message heads, and the memory that both see.
 
-Two sockets of whole packets (SOCK_SEQPACKET) join them. On the *main* one the server sends a batch and the worker sends
-its answer; one batch is under way at a time. On the *calls* one the worker speaks whenever it likes, from any thread:
-log lines, answers given through a response sender, questions. Packets stay small: what exceeds `INLINE` bytes lies in
-an `Area`: there is one for batches, and for an answer the batch says which, so nothing has to be cleaned up.
+Three sockets of whole packets (SOCK_SEQPACKET) join them. On the *main* one the server sends a batch and the worker
+sends its answer; one batch is under way at a time. On the *calls* one the worker speaks whenever it likes, from any
+thread: log lines, answers given through a response sender, "is it cancelled?". On the *asks* one the model, from any
+thread, calls the server's other models, has them loaded, and keeps metrics. Packets stay small: what exceeds `INLINE`
+bytes lies in an `Area`: there is one for batches, and for an answer the batch says which, so nothing has to be cleaned
+up. On the asks socket, where much may be under way at once, large contents come in a file of their own.
 
 This module is used inside the worker, whose interpreter may have numpy and nothing else.
 """
@@ -30,6 +32,12 @@ READY, REFUSED, COMPLETED, DONE, STATE = 17, 18, 19, 20, 21
 LOG, ANSWER, AREA, CANCELLED, RESPONSES = 33, 34, 35, 36, 37
 # Kinds of messages to the worker, on the calls socket. TOLD is followed by one byte, 1 for yes.
 TOLD, READ = 49, 50
+
+# Kinds of messages to the server, on the asks socket. CALLS are requests to other models; QUIT is followed by a call's
+# number, TAKEN by that and the bytes of its responses that the model has taken; QUESTION is answered with REPLY.
+CALLS, QUIT, TAKEN, QUESTION, METRIC = 65, 66, 67, 68, 69
+# Kinds of messages to the worker, on the asks socket: responses of other models, and what a question's answer is.
+RESULTS, REPLY = 81, 82
 
 # Flags of EXECUTE and DONE.
 #: The meta lies at the start of the area, not in the packet.
@@ -58,6 +66,27 @@ CALL_HEAD = struct.Struct("<BBxxIIIQ")
 #: kind, RESPONSES packets read; then for each request whose responses were taken its key and their bytes.
 READ_HEAD = struct.Struct("<BxxxI")
 READ_ENTRY = struct.Struct("<QQ")
+
+#: What every message of the asks socket begins with: kind, flags, number of a call, question or metric.
+ASK_HEAD = struct.Struct("<BBxxI")
+#: Flag of CALLS, RESULTS and QUESTION: contents lie in a file that comes with the packet.
+IN_FILE = 1
+#: Flag of QUIT: nobody wants the responses, but the call goes on; without it, the call is cancelled.
+FORGET = 1
+#: In CALLS, for each call: its number, its form's number, sequence of the batch that makes it (0: unknown), bytes of
+#: meta, bytes of data.
+CALL_ENTRY = struct.Struct("<IIIIQ")
+#: In RESULTS, for each response: number of the call, flags, bytes of meta, bytes of data.
+RESULT_ENTRY = struct.Struct("<IIIQ")
+#: Flag of a response: it is the last one.
+LAST = 1
+#: Follows ASK_HEAD in METRIC (whose flags say what to do) and in TAKEN.
+METRIC_VALUE = struct.Struct("<d")
+TAKEN_BYTES = struct.Struct("<Q")
+#: Flags of METRIC: to its number, the value is added, set or observed; or it or the family of this number goes.
+INCREMENT, SET, OBSERVE, DROP_FAMILY = 1, 2, 3, 4
+#: So many kinds of calls (`forms`) a worker numbers; the oldest is forgotten for a new one.
+CALL_FORMS = 256
 
 #: So many bytes of a request's responses may be under way; its sender waits beyond that.
 WINDOW = 4 << 20

@@ -55,10 +55,6 @@ class TritonError:
         return self._code
 
 
-def unsupported(what: str) -> TritonModelException:
-    return TritonModelException(f"{what} is not supported by this server yet.")
-
-
 def words(error: BaseException) -> str:
     """`<type>: <message>`, then `At:` and the model's frames, innermost first: the form that Triton shows."""
     name = type(error).__qualname__

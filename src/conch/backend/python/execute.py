@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-import sys
-import threading
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from conch.backend.python.answers import Answers, Reply, check, refusal
+from conch.backend.python.answers import Answers, Reply, check, check_released, refusal
+from conch.backend.python.bls import Caller, current_batch
 from conch.backend.python.calls import Calls
 from conch.backend.python.channel import (
     DATA_IN_AREA,
@@ -29,10 +28,11 @@ from conch.backend.python.channel import (
     Area,
     aligned,
 )
+from conch.backend.python.coroutines import Coroutines
 from conch.backend.python.errors import words
 from conch.backend.python.request import Batch, Form, incoming
 from conch.backend.python.stream import Stream
-from conch.backend.python.tensor import BYTES
+from conch.backend.python.unpack import columns, references, rows
 
 _HEAD = EXECUTE_HEAD.size
 _READY_SECONDS = 5.0
@@ -42,7 +42,20 @@ _now = time.monotonic_ns
 class Executor:
     """Runs the model. `execute` takes an EXECUTE packet and gives the DONE packet; it raises nothing the model did."""
 
-    def __init__(self, model: Any, instance: str, calls: Calls, inputs: Area, outputs: Sequence[Area]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        instance: str,
+        calls: Calls,
+        inputs: Area,
+        outputs: Sequence[Area],
+        caller: Caller,
+        *,
+        decoupled: bool = False,
+        limit: int = 0,
+    ) -> None:
+        """`limit`: so many batches of coroutines run side by side (0: no limit); for decoupled models, and others whose
+        batches overlap, which answer through `calls.outbox` too."""
         self._model = model
         self._run = model.execute
         self._instance = instance
@@ -51,10 +64,10 @@ class Executor:
         self._outputs = outputs
         self._forms: dict[int, Form] = {}
         self._answers = Answers()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        #: Runs the coroutines of a decoupled model, which go on while other batches come.
-        self._background: asyncio.AbstractEventLoop | None = None
-        self._unused = _references([np.zeros(1)])
+        self._decoupled = decoupled
+        self._caller = caller
+        self._coroutines = Coroutines(limit)
+        self._unused = references([np.zeros(1)])
 
     def execute(self, packet: bytes) -> bytes:
         _, flags, sequence, count, number, meta_size, size = EXECUTE_HEAD.unpack_from(packet)
@@ -70,7 +83,7 @@ class Executor:
                 meta = json.loads(packet[_HEAD:begin])
             for slot, form in meta["forms"]:
                 self._forms[slot] = Form(form)
-        batch = Batch(calls, sequence, meta["ids"] if meta else None)
+        batch = Batch(calls, sequence, *((meta["ids"], meta.get("traces")) if meta else (None,)))
         bases: list[Any] = []
         source: Any = packet
         if flags & DATA_IN_AREA:
@@ -89,7 +102,7 @@ class Executor:
         # From here on, whoever holds a view of the inputs is the model.
         reply.parts = ()
         del batch
-        if bases and _references(bases) > self._unused:
+        if bases and references(bases) > self._unused:
             flags |= KEPT
             self._inputs.close()
             self._inputs = Area.make(len(source), len(source))
@@ -104,7 +117,7 @@ class Executor:
         try:
             result = self._model.is_ready()
             if inspect.isawaitable(result):
-                result = self._finish(asyncio.wait_for(result, _READY_SECONDS))
+                result = self._coroutines.finish(asyncio.wait_for(result, _READY_SECONDS))
         except Exception as error:  # noqa: BLE001  whatever the model's code raises
             self._calls.log(2, "model.py", 0, f"is_ready of '{self._instance}' failed: {words(error)}")
             return False
@@ -112,12 +125,15 @@ class Executor:
 
     def _answer(self, batch: Batch, count: int) -> tuple[Reply, int]:
         """In a frame of its own: when it returns, nothing of the batch is left but what the model keeps."""
+        self._caller.batch = batch.sequence
         try:
             result = self._run(incoming(batch, count))
             if type(result) is not list and inspect.isawaitable(result):
-                result = self._finish(result)
+                result = self._coroutines.finish(result)
             output_start = _now()
             text = check(result, count) if type(result) is not list or len(result) != count else ""
+            if batch.released and not text:
+                text = check_released(result, batch.released)
             if not text:
                 try:
                     return self._answers.gather(result, batch), output_start
@@ -131,60 +147,67 @@ class Executor:
         return refusal(self._failure(text)), output_start
 
     def _stream(self, batch: Batch, count: int) -> tuple[Reply, int]:
-        """Of a decoupled model: the answers go their own way, this reply says that the next batch may come."""
+        """Of a decoupled model, or one whose batches overlap: the answers go their own way, this reply says that the
+        next batch may come."""
         outbox = self._calls.outbox
         assert outbox is not None
-        streams = batch.open(count)
+        streams = batch.open(count, single=not self._decoupled)
         text = ""
+        awaitable: Any = None
+        token = current_batch.set(batch.sequence)
         try:
             result = self._run(incoming(batch, count))
             if result is not None and inspect.isawaitable(result):
-                self._start(result, streams)
-            elif result is not None:
-                text = (
-                    f"Python model '{self._instance}' is using the decoupled mode and the execute function must "
-                    "return None."
-                )
+                awaitable = result
+            elif result is not None or not self._decoupled:
+                text = self._unexpected(result)
         except (Exception, SystemExit) as error:  # noqa: BLE001  whatever the model's code raises
             text = words(error)
+        finally:
+            current_batch.reset(token)
         output_start = _now()
         # What was sent before comes first.
         outbox.flush()
+        if awaitable is not None:
+            self._coroutines.start(awaitable, streams, self)
         if not text:
-            return Reply(0, 0, {}, (), 0), output_start
+            again = [index for index in sorted(batch.released or ()) if streams[index].release()]
+            return Reply(0, 0, {"again": again} if again else {}, (), 0), output_start
         for stream in streams:
             stream.closed = True
         return refusal(self._failure(text)), output_start
 
+    def _unexpected(self, result: Any) -> str:
+        if self._decoupled:
+            return (
+                f"Python model '{self._instance}' is using the decoupled mode and the execute function must return "
+                "None."
+            )
+        return f"execute of a model whose batches overlap must be a coroutine function, it returned {type(result)}"
+
+    def deliver(self, result: Any, streams: Sequence[Stream]) -> str:
+        """What a coroutine has returned, to those who wait for it; what is wrong with it."""
+        if self._decoupled:
+            return "" if result is None else "the execute function of a decoupled model must return None."
+        text = check(result, len(streams))
+        if text:
+            return text
+        for response, stream in zip(result, streams, strict=True):
+            if response is not None and not stream.closed:
+                stream.send(response, True)
+        return ""
+
+    def fail(self, text: str, streams: Sequence[Stream]) -> None:
+        """A coroutine has failed, or what it returned is wrong."""
+        text = self._failure(text)
+        self._calls.log(2, "model.py", 0, text)
+        if not self._decoupled:
+            text = f"Failed to process the request(s) for model instance '{self._instance}', message: {text}"
+        for stream in streams:
+            stream.fail(text)
+
     def _failure(self, text: str) -> str:
         return f"Failed to process the request(s) for model '{self._instance}', message: {text}"
-
-    def _start(self, awaitable: Any, streams: Sequence[Stream]) -> None:
-        """A decoupled model's coroutine runs while further batches come; all share one loop, in a thread of its own."""
-        if self._background is None:
-            self._background = asyncio.new_event_loop()
-            threading.Thread(target=self._background.run_forever, name="async execute", daemon=True).start()
-
-        async def run() -> None:
-            try:
-                result = await awaitable
-                text = "" if result is None else "the execute function of a decoupled model must return None."
-            except (Exception, SystemExit) as error:  # noqa: BLE001  whatever the model's code raises
-                text = words(error)
-            if text:
-                text = self._failure(text)
-                self._calls.log(2, "model.py", 0, text)
-                for stream in streams:
-                    stream.fail(text)
-
-        asyncio.run_coroutine_threadsafe(run(), self._background)
-
-    def _finish(self, awaitable: Any) -> Any:
-        """Coroutines of one instance share a loop."""
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            asyncio.set_event_loop(self._loop)
-        return self._loop.run_until_complete(awaitable)
 
     def _lay(self, reply: Reply, outputs: Area) -> tuple[int, bytes]:
         """Put the reply's contents where they belong; gives the flags that say so, and what goes into the packet."""
@@ -219,77 +242,3 @@ def _write(parts: Sequence[Any], view: memoryview, position: int) -> None:
             end = position + len(part)
             view[position:end] = part
             position = end
-
-
-def columns(
-    batch: Batch, count: int, source: Any, begin: int, size: int, lengths: Sequence[int], bases: list[Any]
-) -> None:
-    """Cut data that lie input by input: one array per input, each request gets its rows of it.
-
-    From a packet they are copied (it is read-only). In an area the arrays are views: `bases` then holds what all of
-    them refer to.
-    """
-    form = batch.form
-    assert form is not None
-    shared = type(source) is not bytes
-    if shared and size:
-        source = np.frombuffer(source, np.uint8, begin + size)
-        bases.append(source)
-    found: list[Sequence[Any]] = []
-    told = 0
-    for _, kind, dtype, shape, each in form.inputs:
-        if kind == BYTES:
-            mine = lengths[told : told + count]
-            told += count
-            total = sum(mine)
-            raw = memoryview(bytes(source[begin : begin + total]))
-            cuts = []
-            at = 0
-            for length in mine:
-                cuts.append(raw[at : at + length])
-                at += length
-            found.append(cuts)
-        else:
-            total = each * count
-            array: np.ndarray[Any, Any]
-            if count == 1:
-                array = np.ndarray(shape, dtype, source, begin)
-                found.append((array if shared else array.copy(),))
-            else:
-                array = np.ndarray((count, *shape), dtype, source, begin)
-                if not shared:
-                    array = array.copy()
-                found.append(list(array) if shape else [array[row, ...] for row in range(count)])
-        begin = aligned(begin + total) if shared else begin + total
-    batch.columns = found
-
-
-def rows(batch: Batch, source: Any, begin: int, size: int, lengths: Sequence[int], bases: list[Any]) -> None:
-    """Cut data that lie request by request, whose forms differ."""
-    shared = type(source) is not bytes
-    if shared and size:
-        source = np.frombuffer(source, np.uint8, begin + size)
-        bases.append(source)
-    found = []
-    told = iter(lengths)
-    for form in batch.forms:
-        row: list[Any] = []
-        for _, kind, dtype, shape, each in form.inputs:
-            if kind == BYTES:
-                total = next(told)
-                row.append(memoryview(bytes(source[begin : begin + total])))
-            else:
-                total = each
-                array: np.ndarray[Any, Any] = np.ndarray(shape, dtype, source, begin)
-                row.append(array if shared else array.copy())
-            begin = aligned(begin + total) if shared else begin + total
-        found.append(row)
-    batch.rows = found
-
-
-def _references(bases: list[Any]) -> int:
-    """How often the most wanted of `bases` is referred to, by whatever holds a view of it."""
-    most = 0
-    for base in bases:
-        most = max(most, sys.getrefcount(base))
-    return most

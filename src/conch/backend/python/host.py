@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import threading
 import time
@@ -14,10 +15,11 @@ from conch.backend.python import channel
 from conch.backend.python.channel import DONE_HEAD, Area
 from conch.backend.python.message import Messages
 from conch.backend.python.process import Call, Launch, WorkerProcess, verbose
-from conch.backend.python.reply import Failure, Outcome, Replies
+from conch.backend.python.reply import Again, Failure, Outcome, Replies
+from conch.backend.python.rescheduling import reschedule
 from conch.backend.python.responders import Responders
 from conch.backend.python.supervise import Backoff
-from conch.observe.stats import Execution, ModelStats
+from conch.observe.stats import Execution, ModelStats, Reason
 from conch.types.error import InferError, internal, unavailable
 from conch.types.model import ModelSpec
 from conch.types.request import InferRequest
@@ -62,13 +64,15 @@ class PythonInstance:
         #: Times of the DONE message that has come while answers from response senders are awaited.
         self._times: tuple[int, int] | None = None
         self._trouble: InferError | None = None
-        self._responders = Responders(spec.name, stats, self._tell) if spec.decoupled else None
+        self._responders: Responders | None = None
         self._execution: Execution | None = None
         self._deaf = False
         #: What the model said of itself last, and when it was asked (0: it is not being asked).
         self._says_ready = True
         self._asked = 0.0
-        worker, self._has_ready = _start(launch, self._closing)
+        worker, self._has_ready, overlap = _start(launch, self._closing)
+        if spec.decoupled or overlap:
+            self._responders = Responders(spec.name, stats, self._tell, counting=spec.decoupled)
         self._backoff = Backoff(time.monotonic())
         self._alive = True
         self._post(self._adopt, worker)
@@ -106,6 +110,11 @@ class PythonInstance:
         if self._has_ready:
             self._post(self._probe)
         return self._says_ready
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed, or about to be."""
+        return self._closing.is_set()
 
     def close(self) -> None:
         with self._closed:
@@ -191,13 +200,20 @@ class PythonInstance:
         self._called()
         self._stats.ran(batch, execution, head[7], head[8], _now())
         try:
-            self._replies.check(packet, head)
+            again = self._replies.check(packet, head)
         except Exception as failure:  # noqa: BLE001  the model has a say in what is decoded here
             responders.fail(self._failure(failure), self._sequence)
+        else:
+            for index in again:
+                request = responders.release(self._sequence, index)
+                error = None if request is None else reschedule(request)
+                if request is not None and error is not None:
+                    request.sink.fail(request, error)
+                    self._stats.failed((request,), Reason.BACKEND, _now())
         self._rest()
 
     def _failure(self, failure: Exception) -> InferError:
-        if self._responders is not None and isinstance(failure, Failure):
+        if self._spec.decoupled and isinstance(failure, Failure):
             # Triton adds nothing to the worker's text for decoupled models.
             return internal(str(failure))
         text = str(failure) if isinstance(failure, Failure) else f"its answer cannot be read: {failure!r}"
@@ -217,6 +233,10 @@ class PythonInstance:
         self._outcomes[index] = outcome
         if isinstance(outcome, InferResponse):
             request.sink.reply(request, outcome, True)
+        elif isinstance(outcome, Again):
+            error = reschedule(request)
+            if error is not None:
+                self._answer(request, index, error)
         elif outcome is not None:
             request.sink.fail(request, outcome)
 
@@ -325,6 +345,12 @@ class PythonInstance:
             self._answer(batch[call.index], call.index, outcome)
             self._finish(batch)
 
+    def _parents(self, sequence: int) -> Sequence[InferRequest]:
+        """The open requests of a batch."""
+        if self._responders is not None:
+            return self._responders.of(sequence)
+        return self._batch if self._batch is not None and sequence == self._sequence else ()
+
     def _probe(self) -> None:
         """Ask the model's `is_ready`. A model that executes keeps the answer it gave before."""
         worker = self._worker
@@ -355,6 +381,7 @@ class PythonInstance:
         add = self._loop.add_reader
         add(worker.main.fileno(), self._readable)
         add(worker.calls.fileno(), self._called, _CALLS)
+        worker.door.open(self._loop, self._parents)
         add(worker.stderr, self._complained, worker)
         add(worker.pidfd, self._died, worker)
         if self._has_ready:
@@ -397,7 +424,9 @@ class PythonInstance:
         """In a thread of its own: start workers until one is up."""
         while not self._closing.wait(pause):
             try:
-                worker, self._has_ready = _start(self._launch, self._closing)
+                if self._launch.cores:
+                    os.sched_setaffinity(0, self._launch.cores)
+                worker, self._has_ready, _ = _start(self._launch, self._closing)
             except InferError as error:
                 pause = self._backoff.failed()
                 if self._backoff.hopeless:
@@ -434,6 +463,7 @@ class PythonInstance:
         """The loop listens to the worker no longer."""
         worker, self._worker = self._worker, None
         if worker is not None:
+            worker.door.detach()
             for descriptor in (worker.main.fileno(), worker.calls.fileno(), worker.stderr, worker.pidfd):
                 self._loop.remove_reader(descriptor)
         return worker
@@ -445,8 +475,9 @@ class PythonInstance:
             """The loop is closed: the server is going down."""
 
 
-def _start(launch: Launch, closing: threading.Event) -> tuple[WorkerProcess, bool]:
-    """A worker that is ready, and whether its model has `is_ready`. Blocks; raises InferError."""
+def _start(launch: Launch, closing: threading.Event) -> tuple[WorkerProcess, bool, bool]:
+    """A worker that is ready, whether its model has `is_ready`, and whether its batches overlap. Blocks; raises
+    InferError."""
     worker = WorkerProcess(launch)
     answer = worker.begin(closing.is_set)
-    return worker, bool(answer["content"]["is_ready"])
+    return worker, bool(answer["content"]["is_ready"]), bool(answer["content"]["overlap"])

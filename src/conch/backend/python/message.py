@@ -48,13 +48,15 @@ class Messages:
         form = requests[0].form
         count = len(requests)
         number = self._forms.get(form, -1)
-        ids = False
+        ids = traced = False
         for request in requests:
             if request.form is not form:
                 return self._mixed(requests, sequence, flags)
             if request.id:
                 ids = True
-        if number >= 0 and not ids:
+            if request.trace is not None:
+                traced = True
+        if number >= 0 and not ids and not traced:
             size = self._sizes[number] * count
             if 0 <= size <= INLINE:
                 head = EXECUTE_HEAD.pack(EXECUTE, UNIFORM | flags, sequence, count, number, 0, size)
@@ -70,9 +72,10 @@ class Messages:
                 if size < 0:
                     lengths += [len(request.data[index]) for request in requests]
         meta = b""
-        if new or ids or lengths:
+        if new or ids or lengths or traced:
             names = [request.id for request in requests] if ids else None
-            meta = _encode({"forms": new, "ids": names, "lengths": lengths, "numbers": ()})
+            traces = _contexts(requests) if traced else None
+            meta = _encode({"forms": new, "ids": names, "lengths": lengths, "numbers": (), "traces": traces})
         columns = [[request.data[index] for request in requests] for index in range(len(form.sizes))]
         return self._lay(UNIFORM | flags, sequence, count, number, meta, columns)
 
@@ -88,7 +91,9 @@ class Messages:
                     lengths.append(len(chunk))
                 chunks.append([chunk])
         ids = [request.id for request in requests]
-        meta = _encode({"forms": new, "ids": ids if any(ids) else None, "lengths": lengths, "numbers": numbers})
+        names = ids if any(ids) else None
+        traces = _contexts(requests)
+        meta = _encode({"forms": new, "ids": names, "lengths": lengths, "numbers": numbers, "traces": traces})
         return self._lay(flags, sequence, len(requests), 0, meta, chunks)
 
     def _lay(
@@ -139,8 +144,6 @@ class Messages:
 
     def _describe(self, form: RequestForm) -> dict[str, Any]:
         inputs = [self._spec.inputs[position] for position in form.inputs]
-        given = form.head.parameters
-        flags = (1 if given.get("sequence_start") else 0) | (2 if given.get("sequence_end") else 0)
         return {
             "inputs": [
                 (spec.name, spec.datatype.number, shape)
@@ -150,9 +153,20 @@ class Messages:
             # Not finite numbers are no JSON to msgspec; the worker reads with Python's own module, which takes them.
             "parameters": msgspec.Raw(json.dumps(form.parameters or {}).encode()),
             "timeout": form.timeout_us,
-            "correlation_id": given.get("sequence_id", 0),
-            "flags": flags,
+            "correlation_id": form.correlation_id,
+            "flags": form.flags,
         }
+
+
+def _contexts(requests: Sequence[InferRequest]) -> list[str | None] | None:
+    """For each request the context of its trace as JSON, None where it is not traced; None if none is."""
+    if all(request.trace is None for request in requests):
+        return None
+    return [None if request.trace is None else _context(request.trace.context) for request in requests]
+
+
+def _context(traceparent: str) -> str:
+    return _encode({"traceparent": traceparent}).decode() if traceparent else ""
 
 
 def _by_input(requests: Sequence[InferRequest]) -> list[Buffer]:

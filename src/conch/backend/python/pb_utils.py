@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 
 from conch.backend.python.autocomplete import ModelConfig
+from conch.backend.python.called import ResponseIterator
 from conch.backend.python.calls import runtime
-from conch.backend.python.errors import ErrorCode, TritonError, TritonModelException, unsupported
+from conch.backend.python.custom import COUNTER, GAUGE, HISTOGRAM, Metric, MetricFamily, MetricKind
+from conch.backend.python.errors import ErrorCode, TritonError, TritonModelException
+from conch.backend.python.manage import is_model_ready, load_model, unload_model
 from conch.backend.python.request import InferenceRequest, InferenceTrace
 from conch.backend.python.response import InferenceResponse, InferenceResponseSender
 from conch.backend.python.tensor import Tensor, encode, split
@@ -22,7 +25,7 @@ __all__ = [
     "TRITONSERVER_REQUEST_FLAG_SEQUENCE_END", "TRITONSERVER_REQUEST_FLAG_SEQUENCE_START",
     "TRITONSERVER_REQUEST_RELEASE_ALL", "TRITONSERVER_REQUEST_RELEASE_RESCHEDULE",
     "TRITONSERVER_RESPONSE_COMPLETE_FINAL", "TRITON_STRING_TO_NUMPY", "ErrorCode", "InferenceRequest",
-    "InferenceResponse", "InferenceResponseSender", "InferenceTrace", "Logger", "MemoryType", "MetricFamily",
+    "InferenceResponse", "InferenceResponseSender", "InferenceTrace", "Logger", "MemoryType", "Metric", "MetricFamily",
     "MetricKind", "ModelConfig", "PreferredMemory", "ResponseIterator", "Tensor", "TritonError",
     "TritonModelException", "deserialize_bytes_tensor", "get_input_config_by_name", "get_input_tensor_by_name",
     "get_model_dir", "get_output_config_by_name", "get_output_tensor_by_name", "is_model_ready", "load_model",
@@ -179,47 +182,14 @@ TRITONSERVER_MEMORY_CPU = MemoryType.TRITONSERVER_MEMORY_CPU
 
 
 class PreferredMemory:
-    """Where the outputs of a call to another model should lie."""
+    """Where the outputs of a call to another model should lie. They lie in host memory, whatever is preferred."""
 
     def __init__(self, preferred_memory_type: MemoryType, preferred_device_id: int = 0) -> None:
+        if not isinstance(preferred_memory_type, MemoryType) or not isinstance(preferred_device_id, int):
+            raise TypeError(
+                "__init__(): incompatible constructor arguments. PreferredMemory takes preferred_memory_type, a "
+                "pb_utils.MemoryType, and preferred_device_id, an int, found "
+                f"{preferred_memory_type!r}, {preferred_device_id!r}"
+            )
         self.preferred_memory_type = preferred_memory_type
         self.preferred_device_id = preferred_device_id
-
-
-class MetricKind(enum.IntEnum):
-    COUNTER = 0
-    GAUGE = 1
-    HISTOGRAM = 2
-
-
-COUNTER, GAUGE, HISTOGRAM = MetricKind.COUNTER, MetricKind.GAUGE, MetricKind.HISTOGRAM
-
-
-class MetricFamily:
-    """Metrics of the model's own."""
-
-    COUNTER = MetricKind.COUNTER
-    GAUGE = MetricKind.GAUGE
-    HISTOGRAM = MetricKind.HISTOGRAM
-
-    def __init__(self, name: str, description: str, kind: MetricKind) -> None:
-        raise unsupported("A metric of the model's own (pb_utils.MetricFamily)")
-
-
-class ResponseIterator:
-    """The responses of a call to a decoupled model."""
-
-    def __init__(self) -> None:
-        raise unsupported("pb_utils.ResponseIterator")
-
-
-def load_model(model_name: str, config: str = "", files: Mapping[str, bytes] | None = None) -> None:  # noqa: ARG001
-    raise unsupported("pb_utils.load_model()")
-
-
-def unload_model(model_name: str, unload_dependents: bool = False) -> None:  # noqa: ARG001
-    raise unsupported("pb_utils.unload_model()")
-
-
-def is_model_ready(model_name: str, model_version: str = "") -> bool:  # noqa: ARG001
-    raise unsupported("pb_utils.is_model_ready()")

@@ -19,9 +19,12 @@ from typing import Any
 
 import msgspec
 
+from conch.backend.api import Models
 from conch.backend.python import channel
 from conch.backend.python.channel import Area
+from conch.backend.python.door import Door
 from conch.backend.python.settings import Settings
+from conch.observe.custom import Families
 from conch.types.error import InferError, internal, unavailable
 
 _LOG = logging.getLogger("conch.model")
@@ -44,6 +47,10 @@ class Launch:
     python: str
     start: dict[str, Any]
     settings: Settings
+    models: Models | None = None
+    metrics: Families | None = None
+    #: The CPUs that the worker is confined to; empty for all.
+    cores: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True)
@@ -75,10 +82,13 @@ class WorkerProcess:
         ]
         self.main, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.calls, their_calls = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        asks, their_asks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        asks.setblocking(False)
+        self.door = Door(asks, launch.models, launch.metrics, launch.instance)
         life, self._life = os.pipe()
         self.stderr, their_stderr = os.pipe()
         outputs = [area.descriptor for area in self.outputs]
-        given = [theirs.fileno(), their_calls.fileno(), life, self.inputs.descriptor, *outputs]
+        given = [theirs.fileno(), their_calls.fileno(), their_asks.fileno(), life, self.inputs.descriptor, *outputs]
         command = [launch.python, "-c", _BOOT, str(_PACKAGE), launch.instance]
         command += map(str, [settings.shm_growth, *given])
         self.pidfd = -1
@@ -92,6 +102,7 @@ class WorkerProcess:
         finally:
             theirs.close()
             their_calls.close()
+            their_asks.close()
             os.close(life)
             os.close(their_stderr)
         self.pidfd = os.pidfd_open(self._process.pid)
@@ -219,6 +230,7 @@ class WorkerProcess:
     def release(self) -> None:
         for sock in (self.main, self.calls):
             sock.close()
+        self.door.close()
         for descriptor in (self._life, self.stderr, self.pidfd):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -228,7 +240,7 @@ class WorkerProcess:
 
     def _await_answer(self, deadline: float, cancelled: Callable[[], bool]) -> bytes | None:
         poll = select.poll()
-        for descriptor in (self.main.fileno(), self.calls.fileno(), self.stderr, self.pidfd):
+        for descriptor in (self.main.fileno(), self.calls.fileno(), self.door.fileno(), self.stderr, self.pidfd):
             poll.register(descriptor, select.POLLIN)
         while time.monotonic() < deadline and not cancelled():
             for descriptor, event in poll.poll(100):
@@ -236,6 +248,7 @@ class WorkerProcess:
                     poll.unregister(descriptor)
             for _ in self.read_calls():
                 """Nothing but log lines is said before the model is loaded."""
+            self.door.heed()
             packet = self.read_main()
             if packet:
                 return packet
@@ -258,6 +271,8 @@ class WorkerProcess:
                 return False
             step = min(step * 2, 100)
             self.read_stderr()
+            if self.main.fileno() >= 0:
+                self.door.heed()
             for call in self.read_calls():
                 if call.descriptor >= 0:
                     os.close(call.descriptor)

@@ -31,6 +31,15 @@ class Entry(msgspec.Struct):
     outputs: list[tuple[str, int, tuple[int, ...], int]] = []
     parameters: dict[str, Parameter] | None = None
     error: tuple[int, str] | None = None
+    #: Instead of a response: the request is to be run again in a later batch.
+    again: bool = False
+
+
+class Again:
+    """What becomes of a request that its model has released to be run again."""
+
+
+AGAIN = Again()
 
 
 class Line(msgspec.Struct, array_like=True):
@@ -62,12 +71,14 @@ class Meta(msgspec.Struct):
     lengths: list[int] = []
     entries: list[Entry | None] = []
     error: str | None = None
+    #: Of a decoupled model: the requests that are to be run again, by index.
+    again: list[int] = []
 
 
 #: An output that each response of a uniform batch has: name, type, the client's shape, bytes (-1: they vary).
 Column = tuple[str, DataType, tuple[int, ...], int]
 #: What became of each request; None: answered elsewhere.
-Outcome = InferResponse | InferError | None
+Outcome = InferResponse | InferError | Again | None
 
 _decode_meta = msgspec.json.Decoder(Meta).decode
 _decode_entry = msgspec.json.Decoder(Entry).decode
@@ -119,14 +130,16 @@ class Replies:
             _several(layout, requests, data, begin, meta.lengths if meta is not None else ())
         return None
 
-    def check(self, packet: bytes, head: Sequence[int]) -> None:
-        """The DONE of a decoupled model, which holds no answers. Raises Failure."""
+    def check(self, packet: bytes, head: Sequence[int]) -> Sequence[int]:
+        """The DONE of a decoupled model, which holds no answers: which requests are to be run again. Raises Failure."""
         flags, meta_size = head[1], head[5]
         if meta_size:
             raw = self.outputs.view(meta_size) if flags & META_IN_AREA else memoryview(packet)[_HEAD:]
             meta = _decode_meta(bytes(raw[:meta_size]))
             if meta.error is not None:
                 raise Failure(meta.error)
+            return meta.again
+        return ()
 
     def lines(self, meta: bytes, data: Buffer) -> list[Sent]:
         """The responses in a packet of a decoupled model."""
@@ -169,6 +182,8 @@ class Replies:
         for entry in entries:
             if entry is None:
                 outcomes.append(None)
+            elif entry.again:
+                outcomes.append(AGAIN)
             elif entry.error is not None:
                 code, message = entry.error
                 outcomes.append(InferError(_CODES[code], message))

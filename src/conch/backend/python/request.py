@@ -6,13 +6,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from conch.backend.python.calls import Calls, Cancellation
-from conch.backend.python.errors import TritonModelException, unsupported
+from conch.backend.python.calls import Calls, Cancellation, runtime
+from conch.backend.python.errors import TritonModelException
+from conch.backend.python.own import check_numbers, check_own
 from conch.backend.python.response import InferenceResponseSender, Turn
-from conch.backend.python.stream import Stream
-from conch.backend.python.tensor import BYTES, NUMPY, Tensor, bytes_input, input_tensor
+from conch.backend.python.stream import Single, Stream
+from conch.backend.python.tensor import BYTES, NUMPY, Tensor, bytes_input, input_tensor, text
 
-RELEASE_RESCHEDULE = 2
+RELEASE_ALL, RELEASE_RESCHEDULE = 1, 2
 _new_tensor = Tensor.__new__
 _DTYPES = {**NUMPY, 14: NUMPY[3]}
 
@@ -50,12 +51,21 @@ class Batch:
     inputs are in `rows[r]` instead.
     """
 
-    __slots__ = ("__weakref__", "calls", "columns", "form", "forms", "ids", "rows", "sequence", "streams", "turns")
+    __slots__ = (
+        "__weakref__", "calls", "columns", "form", "forms", "ids", "released", "rows", "sequence", "streams", "traces",
+        "turns",
+    )  # fmt: skip
 
-    def __init__(self, calls: Calls, sequence: int, ids: Sequence[str] | None) -> None:
+    def __init__(
+        self, calls: Calls, sequence: int, ids: Sequence[str] | None, traces: Sequence[str | None] | None = None
+    ) -> None:
         self.calls = calls
         self.sequence = sequence
         self.ids = ids
+        #: For each request the context of its trace, None for one that is not traced; None if none is.
+        self.traces = traces
+        #: The requests that the model has released to be run again, by index; None for none.
+        self.released: set[int] | None = None
         self.form: Form | None = None
         self.forms: Sequence[Form] = ()
         self.columns: Sequence[Sequence[Any]] = ()
@@ -84,13 +94,14 @@ class Batch:
             for (name, kind, _, shape, _), value in zip(form.inputs, values)  # noqa: B905  equal by construction
         ]
 
-    def open(self, count: int) -> list[Stream]:
-        """The model is decoupled: each of its `count` requests gets an open end."""
+    def open(self, count: int, *, single: bool) -> list[Stream]:
+        """Each of the `count` requests gets an open end, that takes one response if `single`."""
+        kind = Single if single else Stream
         calls, sequence = self.calls, self.sequence
         outbox = calls.outbox
         assert outbox is not None
         self.streams = [
-            Stream(calls, outbox, sequence, index, (self.form or self.forms[index]).wanted) for index in range(count)
+            kind(calls, outbox, sequence, index, (self.form or self.forms[index]).wanted) for index in range(count)
         ]
         return self.streams
 
@@ -132,10 +143,12 @@ class InferenceRequest:
                 "InferenceRequest needs the arguments 'inputs', 'requested_output_names' and 'model_name', for example "
                 "InferenceRequest(model_name='m', requested_output_names=['OUT'], inputs=[tensor])"
             )
-        if not all(isinstance(tensor, Tensor) for tensor in inputs):
-            raise TypeError(f"'inputs' must be a list of pb_utils.Tensor, found {list(inputs)!r}")
-        if parameters is not None and not isinstance(parameters, dict):
-            raise TypeError(f"'parameters' must be a dict, found {parameters!r}")
+        request_id, correlation_id, model_name = text(request_id), text(correlation_id), text(model_name)
+        requested_output_names = [text(name) for name in requested_output_names]
+        check_own(request_id, correlation_id, inputs, requested_output_names, model_name, parameters)
+        check_numbers(model_version, flags, timeout)
+        if trace is not None and not isinstance(trace, InferenceTrace):
+            raise TypeError(f"'trace' must be a pb_utils.InferenceTrace, found {trace!r}")
         self._batch: Batch | None = None
         self._index = 0
         self._inputs = list(inputs)
@@ -147,8 +160,10 @@ class InferenceRequest:
             "model_version": model_version,
             "flags": flags,
             "timeout": timeout,
+            # Where outputs shall lie: there is host memory alone.
+            "preferred_memory": preferred_memory,
             "trace": trace,
-            "parameters": json.dumps(parameters or {}, ensure_ascii=False, separators=(",", ":")),
+            "parameters": json.dumps(parameters or {}),
         }
 
     def inputs(self) -> list[Tensor]:
@@ -192,9 +207,12 @@ class InferenceRequest:
         return set(self._own["requested_output_names"] if form is None else form.wanted)
 
     def trace(self) -> InferenceTrace:
-        if self._batch is None and self._own["trace"] is not None:
-            return self._own["trace"]  # type: ignore[no-any-return]
-        return InferenceTrace()
+        batch = self._batch
+        if batch is None:
+            return self._own["trace"] or InferenceTrace()
+        if batch.traces is None or (context := batch.traces[self._index]) is None:
+            return InferenceTrace()
+        return InferenceTrace._of(context, batch.sequence, self._index)
 
     def is_cancelled(self) -> bool:
         """Whether nobody waits for the answer any more."""
@@ -213,14 +231,54 @@ class InferenceRequest:
         return InferenceResponseSender(self._batch.turn(self._index))
 
     def set_release_flags(self, flags: int) -> None:
-        if flags & RELEASE_RESCHEDULE:
-            raise unsupported("Rescheduling a request with TRITONSERVER_REQUEST_RELEASE_RESCHEDULE")
+        """What becomes of the request when `execute` returns: with RESCHEDULE it is run again in a later batch."""
+        batch = self._batch
+        if batch is None:
+            raise TritonModelException("Only requests passed to execute() can be released.")
+        if flags not in {RELEASE_ALL, RELEASE_RESCHEDULE}:
+            raise TypeError(
+                "set_release_flags() takes pb_utils.TRITONSERVER_REQUEST_RELEASE_ALL or "
+                f"TRITONSERVER_REQUEST_RELEASE_RESCHEDULE, found {flags!r}"
+            )
+        if flags == RELEASE_RESCHEDULE:
+            if batch.released is None:
+                batch.released = set()
+            batch.released.add(self._index)
+        elif batch.released is not None:
+            batch.released.discard(self._index)
 
     def exec(self, decoupled: bool = False) -> Any:
-        raise unsupported("Calling another model with InferenceRequest.exec()")
+        """Run the request on its model: an InferenceResponse, or for `decoupled` an iterator of them. Blocks."""
+        caller = self._caller()
+        return caller.stream(self) if decoupled else caller.call(self)
 
-    async def async_exec(self, decoupled: bool = False) -> Any:
-        raise unsupported("Calling another model with InferenceRequest.async_exec()")
+    def async_exec(self, decoupled: bool = False) -> Any:
+        """The same on the running event loop; gives a future."""
+        caller = self._caller()
+        return caller.stream_later(self) if decoupled else caller.call_later(self)
+
+    def _caller(self) -> Any:
+        if self._batch is not None:
+            raise TritonModelException(
+                "Only requests that the model has made, with pb_utils.InferenceRequest(...), can be executed."
+            )
+        caller = runtime.caller
+        if caller is None:
+            raise TritonModelException("BLS is only supported during the 'execute' function.")
+        return caller
+
+    def _call_key(self) -> tuple[Any, ...]:
+        """Equal for requests that differ in their id and tensors only."""
+        own = self._own
+        return (
+            own["model_name"], own["model_version"], tuple(sorted(own["requested_output_names"])),
+            own["correlation_id"], own["flags"], own["timeout"], own["parameters"],
+        )  # fmt: skip
+
+    def _call_form(self) -> dict[str, Any]:
+        """The same in words, for the server."""
+        names = ("model", "version", "outputs", "correlation_id", "flags", "timeout", "parameters")
+        return dict(zip(names, self._call_key(), strict=True))
 
     def _form(self) -> Form | None:
         batch = self._batch
@@ -232,8 +290,23 @@ class InferenceRequest:
 class InferenceTrace:
     """The trace that a request belongs to."""
 
+    __slots__ = ("_context", "_index", "_sequence")
+
+    def __init__(self) -> None:
+        self._context = ""
+        self._sequence = 0
+        #: Which request of the batch it is; -1 for a trace that is none.
+        self._index = -1
+
+    @classmethod
+    def _of(cls, context: str, sequence: int, index: int) -> InferenceTrace:
+        self = cls()
+        self._context, self._sequence, self._index = context, sequence, index
+        return self
+
     def get_context(self) -> str | None:
-        return None
+        """The context of the trace as JSON text, None without one."""
+        return self._context or None
 
 
 def incoming(batch: Batch, count: int) -> list[InferenceRequest]:

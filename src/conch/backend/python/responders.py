@@ -37,8 +37,9 @@ class _Responder:
 class Responders:
     """Gives responses to the requests they belong to, exactly one of them as the final one. Loop thread, but `len`."""
 
-    def __init__(self, model: str, stats: ModelStats, send: Callable[[bytes], bool]) -> None:
-        """`send` gives a packet to the worker; False when it cannot be sent now."""
+    def __init__(self, model: str, stats: ModelStats, send: Callable[[bytes], bool], *, counting: bool = True) -> None:
+        """`send` gives a packet to the worker; False when it cannot be sent now. `counting`: by number of response."""
+        self._counting = counting
         self._model = model
         self._stats = stats
         self._send = send
@@ -64,6 +65,20 @@ class Responders:
         responder = self._open.get(key_of(sequence, index))
         return responder is None or responder.request.cancelled
 
+    def of(self, sequence: int) -> list[InferRequest]:
+        """The open requests of this batch."""
+        return [responder.request for key, responder in self._open.items() if key >> 32 == sequence]
+
+    def find(self, sequence: int, index: int) -> InferRequest | None:
+        """This request, if it is open."""
+        responder = self._open.get(key_of(sequence, index))
+        return None if responder is None else responder.request
+
+    def release(self, sequence: int, index: int) -> InferRequest | None:
+        """This request is answered elsewhere, if it was open."""
+        responder = self._open.pop(key_of(sequence, index), None)
+        return None if responder is None else responder.request
+
     def deliver(self, packet: Sequence[Sent]) -> None:
         """The responses of one packet."""
         self._packets += 1
@@ -77,7 +92,7 @@ class Responders:
             # A final response is not waited for.
             if not sent.final:
                 self._take(sent.key, sent.size + RESPONSE_COST, responder)
-        if counted:
+        if counted and self._counting:
             self._stats.responded(counted)
 
     def acknowledge(self) -> bool:

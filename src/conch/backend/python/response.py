@@ -21,6 +21,9 @@ _NONE: tuple[Tensor, ...] = ()
 class InferenceResponse:
     """The answer to one request: outputs, or an error. Parameters are bool, int, float or str by name."""
 
+    # As models know it: error texts name it.
+    __module__ = "c_python_backend_utils"
+
     __slots__ = ("__weakref__", "_error", "_parameters", "_plain", "_tensors")
 
     def __init__(
@@ -75,14 +78,7 @@ class Turn:
     def send(self, response: InferenceResponse | None, last: bool) -> None:
         if self.closed:
             raise TritonModelException("Unable to send response. Response sender has been closed.")
-        if response is not None and self.sent:
-            raise TritonModelException(
-                "Unable to send response. Non-decoupled model cannot send more than one response."
-            )
-        if response is None and not self.sent:
-            raise TritonModelException(
-                "Unable to send response. Non-decoupled model cannot send complete final before sending a response."
-            )
+        refuse_extra(response, sent=self.sent)
         if last:
             self.closed = True
         if response is not None:
@@ -97,6 +93,16 @@ class Turn:
         if self.awaited and not self.sent:
             text = "The model discarded the request's response sender without sending a response."
             self._answer(self.sequence, self.index, {"error": [1, text]}, [])
+
+
+def refuse_extra(response: InferenceResponse | None, *, sent: bool) -> None:
+    """A model that is not decoupled answers once, and not without a response."""
+    if response is not None and sent:
+        raise TritonModelException("Unable to send response. Non-decoupled model cannot send more than one response.")
+    if response is None and not sent:
+        raise TritonModelException(
+            "Unable to send response. Non-decoupled model cannot send complete final before sending a response."
+        )
 
 
 class InferenceResponseSender:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,21 @@ from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.error import InferError, internal, invalid, unsupported
 
 _MIB = 1 << 20
+_LOG = logging.getLogger("conch.backend")
+#: A parameter of the model's config: how many coroutines of `execute` run side by side in one instance.
+CONCURRENT = "MAX_CONCURRENT_EXECUTIONS"
+_MOST_CONCURRENT = 4096
+#: Settings that have an effect.
+_KNOWN = frozenset({"shm-default-byte-size", "shm-growth-byte-size", "stub-timeout-seconds"})
+#: Settings of Triton's that nothing needs here, and why.
+_NEEDLESS = {
+    "shm-region-prefix-name": "shared memory has no names here",
+    "thread-pool-size": "calls of models to other models need no threads here",
+}
+#: Settings for all backends that concern the server.
+_SERVER = frozenset({"backend-directory", "min-compute-capability", "default-max-batch-size", "auto-complete-config"})
+#: Unknown settings that were warned of, with their values.
+_warned: set[tuple[str, str]] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +55,14 @@ def read_settings(settings: Mapping[str, str]) -> Settings:
     for name in ("shm-growth-byte-size", "stub-timeout-seconds"):
         if name in settings and _whole(settings, name, 1) < 1:
             raise invalid(f"{name}={settings[name]} must be at least 1")
-    # An own thread pool serves nothing here: each worker answers one batch at a time.
     _whole(settings, "thread-pool-size", 32)
+    for name, value in settings.items():
+        if name not in _KNOWN | _SERVER and (name, value) not in _warned:
+            _warned.add((name, value))
+            why = _NEEDLESS.get(
+                name, "the Python backend knows no such setting, its own are " + ", ".join(sorted(_KNOWN))
+            )
+            _LOG.warning("--backend-config=python,%s=%s has no effect: %s", name, value, why)
     return Settings(default, growth, float(timeout))
 
 
@@ -61,6 +83,21 @@ def interpreter(config: ModelConfig, files: ModelFiles) -> str:
     if path.is_dir() and python.exists():
         return str(python)
     raise _no_environment(config.name, path)
+
+
+def concurrency(config: ModelConfig) -> int:
+    """How many batches of one instance may run side by side, where `execute` is a coroutine function and the model is
+    not decoupled (those of decoupled models always may). Raises InferError."""
+    if CONCURRENT not in config.parameters:
+        return 1
+    text = config.parameters[CONCURRENT].string_value
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST_CONCURRENT:
+        raise invalid(
+            f"the parameter {CONCURRENT} of model '{config.name}' is '{text}', expected a number from 1 to "
+            f"{_MOST_CONCURRENT}",
+            f'write parameters {{ key: "{CONCURRENT}" value {{ string_value: "8" }} }}',
+        )
+    return int(text)
 
 
 def _no_environment(model: str, path: Path) -> InferError:

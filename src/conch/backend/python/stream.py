@@ -11,7 +11,7 @@ from conch.backend.python.calls import Calls, Cancellation
 from conch.backend.python.channel import INLINE, key_of
 from conch.backend.python.errors import TritonModelException, printable
 from conch.backend.python.outbox import Outbox
-from conch.backend.python.response import InferenceResponse, wire_bytes
+from conch.backend.python.response import InferenceResponse, refuse_extra, wire_bytes
 from conch.backend.python.tensor import BYTES
 
 #: So many layouts of responses are remembered.
@@ -55,6 +55,13 @@ class Stream:
             self.closed = True
             self._put("null", _error(1, text), [], 0, True)
 
+    def release(self) -> bool:
+        """The request is to be run again, and a later batch answers it; False if it has its final response already."""
+        if self.closed:
+            return False
+        self.closed = True
+        return True
+
     def _put(self, outputs: str, extras: str, parts: list[Any], size: int, last: bool) -> None:
         # The extras are JSON within JSON: what cannot be read there spoils one response, not its neighbours.
         shown = json.dumps(extras) if extras else '""'
@@ -63,6 +70,29 @@ class Stream:
 
     def __del__(self) -> None:
         self.fail("The model discarded the request's response sender without sending a final response.")
+
+
+class Single(Stream):
+    """The open end of a request to a model that is not decoupled: there is one response, and it is the final one."""
+
+    __slots__ = ("_sent",)
+
+    def __init__(self, calls: Calls, outbox: Outbox, sequence: int, index: int, wanted: frozenset[str]) -> None:
+        super().__init__(calls, outbox, sequence, index, wanted)
+        self._sent = False
+
+    def send(self, response: InferenceResponse | None, last: bool) -> None:
+        if self.closed:
+            raise TritonModelException("Unable to send response. Response sender has been closed.")
+        refuse_extra(response, sent=self._sent)
+        if response is not None:
+            super().send(response, True)
+            self._sent = True
+        self.closed = last
+
+    def fail(self, text: str) -> None:
+        if not self._sent:
+            super().fail(text)
 
 
 def _error(code: int, text: str) -> str:

@@ -45,7 +45,7 @@ class Tensor:
 
     def __init__(self, name: str, array: Any, /) -> None:
         if type(array) is not _ndarray or type(name) is not str:
-            array = _check_arguments(name, array)
+            name, array = _check_arguments(name, array)
         kind = _KINDS.get(array.dtype)
         if kind is None:
             array, kind = _convert(array)
@@ -149,9 +149,14 @@ def _tensor(name: str, array: np.ndarray[Any, Any] | None, kind: int) -> Tensor:
     return tensor
 
 
-def _check_arguments(name: Any, array: Any) -> np.ndarray[Any, Any]:
-    if isinstance(name, str) and isinstance(array, _ndarray):
-        return np.asarray(array)
+def text(value: Any) -> Any:
+    """Where Triton takes a string it takes its UTF-8 bytes too."""
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _check_arguments(name: Any, array: Any) -> tuple[str, np.ndarray[Any, Any]]:
+    if isinstance(name, str | bytes) and isinstance(array, _ndarray):
+        return text(name), np.asarray(array)
     raise TypeError(
         "__init__(): incompatible constructor arguments. The following argument types are supported:\n"
         "    1. c_python_backend_utils.Tensor(arg0: str, arg1: numpy.ndarray)\n\n"

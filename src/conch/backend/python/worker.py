@@ -17,6 +17,8 @@ from types import ModuleType
 from typing import Any
 
 from conch.backend.python import channel
+from conch.backend.python.asks import Asks
+from conch.backend.python.bls import Caller
 from conch.backend.python.calls import Calls, runtime
 from conch.backend.python.channel import Area
 from conch.backend.python.errors import details, printable, words
@@ -24,16 +26,17 @@ from conch.backend.python.execute import Executor
 
 
 def main(arguments: list[str]) -> None:
-    """`arguments` are the growth of the areas in bytes and the descriptors of the main socket, the calls socket, a pipe
-    that the server holds open as long as it lives, the input area and the output areas."""
+    """`arguments` are the growth of the areas in bytes and the descriptors of the main socket, the calls socket, the
+    asks socket, a pipe that the server holds open as long as it lives, the input area and the output areas."""
     growth, *descriptors = map(int, arguments)
-    main_fd, calls_fd, life_fd, input_fd, *output_fds = descriptors
+    main_fd, calls_fd, asks_fd, life_fd, input_fd, *output_fds = descriptors
     _end_with_server(life_fd)
     for descriptor in descriptors:
         # The model's own child processes must not keep them open.
         os.set_inheritable(descriptor, False)
     sock = socket.socket(fileno=main_fd)
     calls = runtime.calls = Calls(socket.socket(fileno=calls_fd))
+    asks = Asks(socket.socket(fileno=asks_fd))
     inputs, outputs = Area(input_fd, growth), [Area(descriptor, growth) for descriptor in output_fds]
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
@@ -44,10 +47,13 @@ def main(arguments: list[str]) -> None:
     size = int.from_bytes(packet[1:9], "little")
     settings = json.loads(bytes(inputs.view(size)[:size]))
     calls.verbose = settings["verbose"]
+    runtime.instance = settings["instance"]
     try:
         if settings["complete"]:
             _say(sock, channel.COMPLETED, _complete(settings), outputs[0])
             return
+        runtime.asks = asks
+        caller = runtime.caller = Caller(asks)
         model, ready = _load(settings)
     except _Refusal as refusal:
         _say(sock, channel.REFUSED, {"text": str(refusal), "details": ""}, outputs[0])
@@ -55,13 +61,19 @@ def main(arguments: list[str]) -> None:
     except (Exception, SystemExit) as error:  # noqa: BLE001  whatever the model's code raises
         _say(sock, channel.REFUSED, {"text": words(error), "details": details(error)}, outputs[0])
         return
-    _say(sock, channel.READY, {"is_ready": ready}, outputs[0])
+    decoupled, limit = settings["decoupled"], settings["concurrent"]
+    overlap = not decoupled and limit > 1 and inspect.iscoroutinefunction(model.execute)
+    _say(sock, channel.READY, {"is_ready": ready, "overlap": overlap}, outputs[0])
     gc.collect()
     gc.freeze()
-    if settings["decoupled"]:
+    if decoupled or overlap:
         calls.stream()
+    executor = Executor(
+        model, settings["instance"], calls, inputs, outputs, caller, decoupled=decoupled, limit=limit if overlap else 0
+    )
+    caller.open = True
     try:
-        _serve(sock, Executor(model, settings["instance"], calls, inputs, outputs), model)
+        _serve(sock, executor, model, caller)
     except (BrokenPipeError, ConnectionResetError):
         """The server is gone."""
 
@@ -70,7 +82,7 @@ class _Refusal(Exception):  # noqa: N818
     """The model cannot be loaded, for a reason in words."""
 
 
-def _serve(sock: socket.socket, executor: Executor, model: Any) -> None:
+def _serve(sock: socket.socket, executor: Executor, model: Any, caller: Caller) -> None:
     execute, recv, send = executor.execute, sock.recv, sock.send
     while True:
         packet = recv(channel.PACKET)
@@ -83,6 +95,7 @@ def _serve(sock: socket.socket, executor: Executor, model: Any) -> None:
             send(bytes((channel.STATE, executor.is_ready())))
         elif kind == channel.STOP:
             break
+    caller.open = False
     finalize = getattr(model, "finalize", None)
     if finalize is not None:
         finalize()

@@ -17,6 +17,7 @@ from conch.protocol.v2 import grpc_request as long_way
 from conch.protocol.v2.delivery import Delivery, make_delivery, read_places
 from conch.protocol.v2.grpc_request import RAW_INPUT_CONTENTS, Field, read_varint, unparsable, varint
 from conch.protocol.v2.place import Place
+from conch.protocol.v2.sequence_heads import SequenceHeads
 from conch.types.error import InferError, invalid, unsupported
 from conch.types.request import InferRequest, Parameter, RequestForm, RequestHead, ResponseSink
 from conch.types.response import InferResponse
@@ -82,11 +83,17 @@ class Template:
             header, self.single = self.raw[0]
             self.rest += header
 
+    def tail(self) -> int:
+        """How many bytes follow `rest`; -1 where they vary, or inputs lie in regions."""
+        if self.places is not None or not all(header for header, _ in self.raw):
+            return -1
+        return self.single if self.single >= 0 else sum([len(header) + size for header, size in self.raw])
+
 
 class GrpcCodec:
     """The codec of one connection. Loop thread only."""
 
-    __slots__ = ("_plane", "_regions", "_streams", "_templates")
+    __slots__ = ("_plane", "_regions", "_sequences", "_streams", "_templates")
 
     def __init__(self, plane: Plane, streams: bool = False, regions: Regions | None = None) -> None:
         """`streams`: for calls that may be answered any number of times, as decoupled models do.
@@ -98,6 +105,8 @@ class GrpcCodec:
         self._streams = streams
         #: Most recently used first.
         self._templates: list[Template] = []
+        #: Those of requests that name a sequence; None until there is one.
+        self._sequences: SequenceHeads[Template] | None = None
 
     def decode_infer(  # noqa: PLR0912  calls cost more than the work
         self, message: Buffer, sink: ResponseSink, received_ns: int
@@ -149,6 +158,13 @@ class GrpcCodec:
                 if template.delivery is not None:
                     sink = template.delivery.before(sink, self._regions)
                 return InferRequest(template.form, request_id, data, sink, received_ns)
+        if self._sequences is not None:
+            found = self._sequences.find(message, self._plane.generation)
+            if found is not None:
+                template, request_id, at = found
+                cut = (bytes(message[at:]),) if template.single >= 0 else _cut(message, at, template)
+                if cut is not None:
+                    return InferRequest(template.form, request_id, cut, sink, received_ns)
         return self._decode_new(message, sink, received_ns)
 
     def encode_infer(
@@ -269,6 +285,12 @@ class GrpcCodec:
         end = max([field[3] for field in fields if field[0] <= 2], default=0)
         rest = next((field[1] for field in fields if field[0] > 3), stop)
         template = Template(form, bytes(message[:end]), bytes(message[rest:stop]), places, delivery)
+        tail = template.tail()
+        if form.correlation_id and 0 <= tail < _COPY_LIMIT and delivery is None:
+            if self._sequences is None:
+                self._sequences = SequenceHeads()
+            self._sequences.add(template, tail, form.generation)
+            return
         templates = self._templates
         templates[:] = [each for each in templates if each.prefix != template.prefix or each.rest != template.rest]
         templates.insert(0, template)

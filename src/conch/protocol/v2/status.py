@@ -1,12 +1,13 @@
-"""The HTTP numbers of error codes, and the bodies of errors."""
+"""The HTTP numbers of error codes, and the bodies and header lines of errors."""
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import msgspec
 
-from conch.types.error import Code
+from conch.types.error import Code, InferError
 
 #: Triton's mapping of its error codes.
 HTTP_STATUS: Final = {
@@ -26,3 +27,8 @@ _encode = msgspec.json.Encoder().encode
 def error_body(message: str) -> bytes:
     """`{"error":"<message>"}`; what UTF-8 cannot carry is replaced."""
     return _encode({"error": message.encode("utf-8", "replace").decode()})
+
+
+def retry_after(error: InferError) -> bytes:
+    """The header line that says when to ask again (RFC 9110, 10.2.3: whole seconds); empty where nobody knows."""
+    return b"Retry-After: %d\r\n" % max(1, math.ceil(error.retry_after_s)) if error.retry_after_s > 0 else b""

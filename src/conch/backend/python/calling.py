@@ -1,0 +1,248 @@
+"""The calls of one worker's model to other models: from its messages to requests, and from responses to messages."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from conch.backend.api import Models
+from conch.backend.python.asks import write_file
+from conch.backend.python.call_form import NOTHING, Known, decode_meta
+from conch.backend.python.channel import INLINE, LAST, RESPONSE_COST, RESULT_ENTRY, WINDOW, aligned
+from conch.types.error import Code, InferError, internal
+from conch.types.flow import Flow
+from conch.types.request import InferRequest, RequestForm
+from conch.types.response import FINAL, FailedResponse, InferResponse
+from conch.types.tensor import Buffer
+
+_CODES = tuple(Code)
+#: How often it is looked whether the clients of those that call are still there, in seconds.
+_LOOK = 0.05
+#: From this size on, an input is a view of the packet rather than a copy.
+_SMALL = 1024
+#: Heads of responses remembered.
+_HEADS = 1024
+_PADDING = bytes(64)
+
+
+class Call:
+    """One call under way: the sink of its request. `unread` bytes of responses have not been taken by the caller."""
+
+    __slots__ = ("_calling", "forgotten", "number", "request", "sequence", "stream", "trace_context", "unread")
+    request: InferRequest
+
+    def __init__(self, calling: Calling, number: int, sequence: int, *, stream: bool) -> None:
+        self._calling = calling
+        self.number = number
+        self.sequence = sequence
+        self.stream = stream
+        self.forgotten = False
+        self.unread = 0
+        self.trace_context = ""
+
+    def reply(self, request: InferRequest, response: InferResponse, final: bool) -> None:
+        self._calling.answer(self, request, response, final=final)
+
+    def fail(self, request: InferRequest, error: InferError) -> None:
+        self._calling.answer(self, request, FailedResponse(error), final=True)
+
+
+class Calling:
+    """Loop thread; `answer` any."""
+
+    def __init__(
+        self,
+        models: Models,
+        loop: asyncio.AbstractEventLoop,
+        parents: Callable[[int], Sequence[InferRequest]],
+        send: Callable[[bytes, int, bool], None],
+    ) -> None:
+        """`send` takes an entry of RESULTS, the descriptor of its contents or -1, and whether no other is to be waited
+        for, to travel with it."""
+        self._models = models
+        self._loop = loop
+        self._parents = parents
+        self._send = send
+        self._known: dict[int, Known] = {}
+        self._open: dict[int, Call] = {}
+        self._looking = False
+        self._heads: dict[Any, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def call(
+        self, number: int, form: int, sequence: int, meta: bytes, data: Buffer, begin: int, *, apart: bool
+    ) -> None:
+        """`data` hold the inputs from `begin` on; `apart`: they lie in a file, each at an aligned place."""
+        said = decode_meta(meta) if meta else NOTHING
+        if said.form is not None:
+            self._known[form] = Known(said.form)
+        known = self._known[form]
+        call = Call(self, number, sequence, stream=known.decoupled)
+        try:
+            prepared = known.form
+            if prepared is None or prepared.generation != self._models.generation:
+                prepared = known.form = self._prepare(known)
+            parts = _cut(known.sizes, said.lengths, data, begin, apart=apart)
+            contents = tuple([parts[place] for place in prepared.order])
+            request = call.request = InferRequest(prepared, said.id, contents, call, time.monotonic_ns())
+            if known.timeout_ns:
+                request.expires_ns = request.received_ns + known.timeout_ns
+            if prepared.decoupled:
+                request.flow = Flow()
+            if said.trace is not None:
+                call.trace_context = self._trace(said.trace)
+            self._open[number] = call
+            self._models.infer(request)
+        except InferError as error:
+            self._open.pop(number, None)
+            text = f"Model {known.head.model_name} - Error when running inference: {error.message}"
+            self._send(_entry(number, _error(Code.INTERNAL, text), 0, LAST, b""), -1, not self._open)
+            return
+        if sequence and not self._looking:
+            self._looking = True
+            self._loop.call_later(_LOOK, self._look)
+
+    def quit(self, number: int, *, forget: bool) -> None:
+        call = self._open.get(number)
+        if call is None:
+            return
+        if forget:
+            call.forgotten = True
+            self._release(call)
+        else:
+            call.request.form.withdraw(call.request)
+
+    def taken(self, number: int, size: int) -> None:
+        call = self._open.get(number)
+        if call is not None:
+            call.unread -= size
+            if call.unread < WINDOW:
+                self._release(call)
+
+    def withdraw_all(self) -> None:
+        """Nobody waits for anything any more."""
+        for call in list(self._open.values()):
+            call.forgotten = True
+            call.request.form.withdraw(call.request)
+            self._release(call)
+
+    def answer(self, call: Call, request: InferRequest, response: InferResponse, *, final: bool) -> None:
+        """Any thread."""
+        if final:
+            self._open.pop(call.number, None)
+        if call.forgotten:
+            return
+        flags = LAST if final else 0
+        parts: list[Buffer]
+        if isinstance(response, FailedResponse):
+            meta, parts, size = _error(response.error.code, response.error.message), [], 0
+        else:
+            meta, parts, size = self._describe(response)
+        if call.stream and not final:
+            call.unread += size + RESPONSE_COST
+            if call.unread >= WINDOW and request.flow is not None:
+                request.flow.full = True
+        if len(meta) > INLINE:
+            text = f"The names, shapes and parameters of a response are {len(meta)} bytes, more than {INLINE}"
+            meta, parts, size = _error(Code.INTERNAL, text), [], 0
+        if size + len(meta) <= INLINE:
+            self._send(_entry(call.number, meta, size, flags, b"".join(parts)), -1, not self._open)
+            return
+        try:
+            descriptor = write_file(_padded(parts))
+        except OSError as error:
+            text = f"Failed to pass a response of {size} bytes to the model that called: {error}"
+            self._send(_entry(call.number, _error(Code.INTERNAL, text), 0, flags, b""), -1, not self._open)
+        else:
+            self._send(_entry(call.number, meta, size, flags, b""), descriptor, not self._open)
+
+    def _prepare(self, known: Known) -> RequestForm:
+        head = known.head
+        try:
+            ready = self._models.ready(head.model_name, head.model_version)
+        except InferError:
+            ready = False
+        if not ready:
+            raise internal(f"Failed for execute the inference request. Model '{head.model_name}' is not ready.")
+        form = self._models.prepare(head)
+        if form.decoupled and not known.decoupled:
+            raise internal(
+                f"Model {head.model_name} is using the decoupled. The current BLS request call doesn't support models "
+                "using the decoupled transaction policy. Please use 'decoupled=True' argument to the 'exec' or "
+                "'async_exec' calls for decoupled models.'"
+            )
+        return form
+
+    def _describe(self, response: InferResponse) -> tuple[bytes, list[Buffer], int]:
+        if response is FINAL:
+            return b"{}", [], 0
+        parts = [tensor.data for tensor in response.outputs]
+        key = tuple([(each.name, each.datatype.number, each.shape, len(each.data)) for each in response.outputs])
+        size = sum([shown[3] for shown in key])
+        if response.parameters:
+            return json.dumps({"outputs": key, "parameters": response.parameters}).encode(), parts, size
+        meta = self._heads.get(key)
+        if meta is None:
+            if len(self._heads) >= _HEADS:
+                self._heads.clear()
+            meta = self._heads[key] = json.dumps({"outputs": key}).encode()
+        return meta, parts, size
+
+    def _trace(self, trace: tuple[int, int]) -> str:
+        sequence, index = trace
+        parents = self._parents(sequence)
+        found = parents[index].trace if index < len(parents) else None
+        return found.context if found is not None else ""
+
+    def _release(self, call: Call) -> None:
+        flow = call.request.flow
+        if flow is not None and flow.full:
+            flow.release()
+
+    def _look(self) -> None:
+        """Withdraw the calls of batches that nobody waits for any more."""
+        self._looking = False
+        gone: dict[int, bool] = {}
+        for call in list(self._open.values()):
+            sequence = call.sequence
+            if sequence and sequence not in gone:
+                parents = self._parents(sequence)
+                gone[sequence] = bool(parents) and all(parent.cancelled for parent in parents)
+            if sequence and gone[sequence] and not call.request.cancelled:
+                call.request.form.withdraw(call.request)
+        if self._open:
+            self._looking = True
+            self._loop.call_later(_LOOK, self._look)
+
+
+def _cut(sizes: Sequence[int], lengths: Sequence[int], data: Buffer, begin: int, *, apart: bool) -> list[Buffer]:
+    parts: list[Buffer] = []
+    told = iter(lengths)
+    for size in sizes:
+        end = begin + (size if size >= 0 else next(told))
+        parts.append(data[begin:end] if apart or end - begin <= _SMALL else memoryview(data)[begin:end])
+        begin = aligned(end) if apart else end
+    return parts
+
+
+def _entry(number: int, meta: bytes, size: int, flags: int, contents: bytes) -> bytes:
+    return b"".join([RESULT_ENTRY.pack(number, flags, len(meta), size), meta, contents])
+
+
+def _error(code: Code, text: str) -> bytes:
+    return json.dumps({"error": [_CODES.index(code), text]}).encode()
+
+
+def _padded(parts: Sequence[Buffer]) -> list[Buffer]:
+    laid: list[Buffer] = []
+    for part in parts:
+        laid.append(part)
+        missing = aligned(len(part)) - len(part)
+        if missing:
+            laid.append(_PADDING[:missing])
+    return laid

@@ -1,0 +1,139 @@
+"""The scheduler of an ensemble: it has no instances; its requests are runs through the models of its steps."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from conch.observe.stats import Compute, ModelStats, Reason
+from conch.schedule.ensemble_forms import Cast, Route
+from conch.schedule.ensemble_pace import MOST, Pace, Post
+from conch.schedule.ensemble_run import Run, Task
+from conch.types.error import Code, InferError, unavailable
+from conch.types.flow import Flow
+from conch.types.request import InferRequest, id_prefix
+
+
+class EnsembleScheduler:
+    """`limit` is the config's `max_inflight_requests`: so many requests each step may have under way; 0 for any."""
+
+    def __init__(
+        self,
+        cast: Cast,
+        stats: ModelStats,
+        post: Post,
+        limit: int = 0,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._cast = cast
+        self._stats = stats
+        self._post = post
+        self._clock = clock
+        self._most = limit + 1 if limit else MOST
+        self._gates = [Gate(limit) for _ in cast.graph.steps] if limit else None
+        #: Adding and removing are single steps of the interpreter: no lock.
+        self._runs: dict[InferRequest, Run] = {}
+        self._stopped = False
+        for member in cast.members:
+            member.stats.metered = True
+
+    def submit(self, request: InferRequest, /) -> None:
+        if self._stopped:
+            raise unavailable(
+                id_prefix(request.id)
+                + "Server is stopping, scheduler for model has stopped accepting new inference requests"
+            )
+        now = self._clock()
+        request.queued_ns = now
+        form = request.form
+        route = form.memo.get(self)
+        if route is None:
+            route = form.memo[self] = Route(self._cast, form)
+        run = self._runs[request] = Run(self, self._cast, route, request, now)
+        run.begin()
+
+    def withdraw(self, request: InferRequest, /) -> None:
+        request.cancelled = True
+        run = self._runs.get(request)
+        if run is not None:
+            run.withdraw()
+
+    def pending(self) -> int:
+        """Steps that wait for their turn count with their models; only those held back here count here."""
+        return sum([gate.waiting() for gate in self._gates]) if self._gates else 0
+
+    def inflight(self) -> int:
+        return len(self._runs)
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def close(self) -> None:
+        """Nothing is driven here."""
+        self.stop()
+
+    # For the runs.
+
+    def enter(self, task: Task, /) -> bool:
+        return self._gates is None or self._gates[task.step.number].enter(task)
+
+    def leave(self, task: Task, /) -> None:
+        if self._gates is not None:
+            self._gates[task.step.number].leave()
+
+    def pace(self, client: Flow | None, /) -> Pace:
+        return Pace(client, self._most, self._post)
+
+    def answered(self, run: Run, error: InferError | None, /) -> None:
+        request = run.request
+        self._runs.pop(request, None)
+        compute, now = run.compute(), self._clock()
+        if error is None:
+            self._stats.composed(request, run.started_ns, now, compute)
+        else:
+            reason = Reason.CANCELED if error.code is Code.CANCELLED else Reason.OTHER
+            self._stats.failed((request,), reason, now)
+
+    def computed_late(self, run: Run, compute: Compute, /) -> None:
+        self._stats.composed_more(run.request, compute)
+
+
+class Gate:
+    """Lets so many tasks of one step be under way at a time; the others wait in the order in which they came."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._waiting: deque[Task] = deque()
+        self._letting = False
+
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def enter(self, task: Task) -> bool:
+        """Whether the task may begin now; if not, it is begun later."""
+        with self._lock:
+            if self._inside < self._limit and not self._waiting:
+                self._inside += 1
+                return True
+            self._waiting.append(task)
+            return False
+
+    def leave(self) -> None:
+        """One is done: who waits begins. Tasks that end while they are begun do not pile up on the stack."""
+        with self._lock:
+            self._inside -= 1
+            if self._letting:
+                return
+            self._letting = True
+        while True:
+            with self._lock:
+                if not self._waiting or self._inside >= self._limit:
+                    self._letting = False
+                    return
+                self._inside += 1
+                task = self._waiting.popleft()
+            task.begin()
