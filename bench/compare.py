@@ -120,9 +120,9 @@ def _attempt(workload: Workload, server: Server, driver: Driver, seconds: float,
     for attempt in ("first try", "second try"):
         try:
             return driver.run(workload, server, seconds)
-        except FigureError as error:
-            server.check()
-            failures.append(f"{server.name}, {attempt}: {error}")
+        except (FigureError, ServerError, OSError) as error:
+            failures.append(f"{server.name}, {attempt}: {str(error).partition(chr(10))[0]}")
+            server.revive()
     return None
 
 

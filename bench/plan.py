@@ -99,12 +99,17 @@ WORKLOADS = (
     # perf_analyzer spends as much CPU time per request as the servers: with 16 at a time a leaner tool drives them.
     _more("ensemble", "grpc", "ensemble", 1, STEPS_ONE),
     _more("ensemble", "h2load", "ensemble", 16, STEPS, shape=(1, 16)),
+    _more("ensemble", "h2load", "ensemble", 64, STEPS, shape=(1, 16)),
     _more("bls", "grpc", "bls", 1, STEPS_ONE),
     _more("bls", "h2load", "bls", 16, THRICE, shape=(1, 16)),
+    _more("bls", "h2load", "bls", 64, THRICE, shape=(1, 16)),
     _more("bls-async", "h2load", "bls_async", 16, THRICE, shape=(1, 16)),
+    _more("bls-async", "h2load", "bls_async", 64, THRICE, shape=(1, 16)),
     _more("sequence", "grpc", "sequence", 32, TWICE, options=("--sequence-length=20",)),
     _more("cache-hit", "json", "cached", 16, TWICE, body=BODY, flags=CACHE_FLAGS),
+    _more("cache-hit", "json", "cached", 64, TWICE, body=BODY, flags=CACHE_FLAGS),
     _more("cache-hit-grpc", "h2load", "cached", 16, TWICE, shape=(1, 16), flags=CACHE_FLAGS),
+    _more("cache-hit-grpc", "h2load", "cached", 64, TWICE, shape=(1, 16), flags=CACHE_FLAGS),
     _more("batcher", "grpc", "delay", 32, FULL),
     _more("batcher", "grpc", "delay", 0, FULL, rate=2000),
 )

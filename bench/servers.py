@@ -31,6 +31,7 @@ class Server:
 
     def __init__(self, name: str, command: Sequence[str], repository: Path, *flags: str, timeout: float = 60.0) -> None:
         self.name = name
+        self._again = (name, command, repository, *flags)
         self.http_port, self.grpc_port, metrics_port = _free_ports(3)
         self._log = tempfile.TemporaryFile("w+", prefix=f"{name}-")  # noqa: SIM115
         started = time.monotonic()
@@ -86,6 +87,12 @@ class Server:
         code = self.process.poll()
         if code is not None:
             raise ServerError(f"{self.name} left with exit code {code}\n{self._tail()}")
+
+    def revive(self) -> None:
+        """Start the server anew if it is gone. Raises ServerError when that does not work."""
+        if self.process.poll() is not None:
+            self._kill()
+            self.__init__(*self._again)  # type: ignore[misc]
 
     def _tree(self) -> list[psutil.Process]:
         root = psutil.Process(self.process.pid)
