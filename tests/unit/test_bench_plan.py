@@ -27,10 +27,10 @@ def test_goals_are_about_what_is_measured() -> None:
 
 
 def test_the_whole_plan_is_short() -> None:
-    """Measuring takes less than thirteen minutes; with the tools' own starts and ends it stays below twenty."""
+    """Measuring takes less than fifteen minutes; the tools need almost as long to start and to end."""
     plan = Plan()
     seconds = sum(2 * (plan.rounds * plan.seconds * each.share + plan.warm_seconds) for each in WORKLOADS)
-    assert seconds < 13 * 60
+    assert seconds < 15 * 60
 
 
 def test_both_repositories_hold_every_model(tmp_path: Path) -> None:

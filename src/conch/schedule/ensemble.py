@@ -8,12 +8,22 @@ from collections import deque
 from collections.abc import Callable
 
 from conch.observe.stats import Compute, ModelStats, Reason
+from conch.schedule.ensemble_chain import Chain, Pipeline, pipeline
 from conch.schedule.ensemble_forms import Cast, Route
 from conch.schedule.ensemble_pace import MOST, Pace, Post
-from conch.schedule.ensemble_run import Run, Task
+from conch.schedule.ensemble_run import Passage, Run, Task
 from conch.types.error import Code, InferError, unavailable
 from conch.types.flow import Flow
-from conch.types.request import InferRequest, id_prefix
+from conch.types.request import InferRequest, RequestForm, id_prefix
+
+
+class Way(Route):
+    """A route that may be a pipeline."""
+
+    def __init__(self, cast: Cast, form: RequestForm) -> None:
+        super().__init__(cast, form)
+        given = [(name, tensor) for name, _, _, tensor in self.given]
+        self.pipeline: Pipeline | None = None if self.missing else pipeline(cast.graph, self.course, given)
 
 
 class EnsembleScheduler:
@@ -34,7 +44,7 @@ class EnsembleScheduler:
         self._most = limit + 1 if limit else MOST
         self._gates = [Gate(limit) for _ in cast.graph.steps] if limit else None
         #: Adding and removing are single steps of the interpreter: no lock.
-        self._runs: dict[InferRequest, Run] = {}
+        self._runs: dict[InferRequest, Passage] = {}
         self._stopped = False
         for member in cast.members:
             member.stats.metered = True
@@ -50,9 +60,13 @@ class EnsembleScheduler:
         form = request.form
         route = form.memo.get(self)
         if route is None:
-            route = form.memo[self] = Route(self._cast, form)
-        run = self._runs[request] = Run(self, self._cast, route, request, now)
-        run.begin()
+            route = form.memo[self] = Way(self._cast, form)
+        if route.pipeline is not None and self._gates is None:
+            chain = self._runs[request] = Chain(self, self._cast, route, route.pipeline, request, now)
+            chain.begin()
+        else:
+            run = self._runs[request] = Run(self, self._cast, route, request, now)
+            run.begin()
 
     def withdraw(self, request: InferRequest, /) -> None:
         request.cancelled = True
@@ -86,7 +100,10 @@ class EnsembleScheduler:
     def pace(self, client: Flow | None, /) -> Pace:
         return Pace(client, self._most, self._post)
 
-    def answered(self, run: Run, error: InferError | None, /) -> None:
+    def handed_over(self, chain: Chain, run: Run, /) -> None:
+        self._runs[chain.request] = run
+
+    def answered(self, run: Passage, error: InferError | None, /) -> None:
         request = run.request
         self._runs.pop(request, None)
         compute, now = run.compute(), self._clock()
@@ -96,7 +113,7 @@ class EnsembleScheduler:
             reason = Reason.CANCELED if error.code is Code.CANCELLED else Reason.OTHER
             self._stats.failed((request,), reason, now)
 
-    def computed_late(self, run: Run, compute: Compute, /) -> None:
+    def computed_late(self, run: Passage, compute: Compute, /) -> None:
         self._stats.composed_more(run.request, compute)
 
 

@@ -32,6 +32,16 @@ from conch.types.tensor import Tensor
 _log = logging.getLogger("conch.schedule")
 
 
+class Passage(Protocol):
+    """A request on its way through an ensemble."""
+
+    request: InferRequest
+    started_ns: int
+
+    def compute(self) -> Compute: ...
+    def withdraw(self) -> None: ...
+
+
 class Owner(Protocol):
     """The scheduler that a run belongs to."""
 
@@ -44,10 +54,10 @@ class Owner(Protocol):
     def pace(self, client: Flow | None, /) -> Pace:
         """For a request with steps that are decoupled."""
 
-    def answered(self, run: Run, error: InferError | None, /) -> None:
+    def answered(self, run: Passage, error: InferError | None, /) -> None:
         """The run is over and its answer about to go out."""
 
-    def computed_late(self, run: Run, compute: Compute, /) -> None:
+    def computed_late(self, run: Passage, compute: Compute, /) -> None:
         """A step of a run that was answered well has had these times."""
 
 
@@ -123,6 +133,23 @@ class Run:
         ]
         self._follow(self._flow.begin([*values, *route.missing] if route.missing else values))
         self._work_off()
+
+    def take_over(self, done: Iterable[Step], step: Step, request: InferRequest, compute: Compute) -> Task:
+        """Instead of `begin`: these steps are `done`, one after the other, and `step` runs, as `request`."""
+        flow, given = self._flow, self._route.given
+        ((frame, number),), _ = flow.begin([(tensor, MISSING) for *_, tensor in given])
+        for each in done:
+            for tensor in each.reads:
+                frame.take(tensor)
+            ((_, number),), _ = flow.feed(frame, number, [(put, MISSING) for put in each.outputs.values()], True)
+        for tensor in step.reads:
+            frame.take(tensor)
+        task = Task(self, frame, step)
+        task.request = request
+        self._running[task] = None
+        self._compute = compute
+        self._busy = False
+        return task
 
     def arrive(self, task: Task, response: InferResponse | None, error: InferError | None, final: bool) -> None:
         """Any thread."""
@@ -273,10 +300,7 @@ class Run:
         if self._error is not None:
             return
         self._flow.stop()
-        version = self._cast.members[step.number].spec.version
-        where = f"step {step.number}, model '{step.model}' version {version}"
-        message = f"in ensemble '{self._cast.graph.name}', {error.message}"
-        self._error = InferError(error.code, message, f"{where}: {error.hint}" if error.hint else where)
+        self._error = fault(self._cast, step, error)
 
     def _end(self) -> None:
         """Nothing runs, and the last answer has not gone out."""
@@ -292,3 +316,10 @@ class Run:
             self.request.sink.fail(self.request, error)
         else:
             self.request.sink.reply(self.request, FINAL, True)
+
+
+def fault(cast: Cast, step: Step, error: InferError) -> InferError:
+    """A step's error as the ensemble's; the hint says which step."""
+    where = f"step {step.number}, model '{step.model}' version {cast.members[step.number].spec.version}"
+    hint = f"{where}: {error.hint}" if error.hint else where
+    return InferError(error.code, f"in ensemble '{cast.graph.name}', {error.message}", hint)
