@@ -122,6 +122,8 @@ class TritonPythonModel:
 
 #: Every request is the same one: after the first, the server answers by itself.
 CACHED_CONFIG = STEP_CONFIG + "response_cache { enable: true }\n"
+#: [3, 224, 224] FP32, as a camera's or a web page's images come again.
+CACHED_IMAGE_CONFIG = CACHED_CONFIG.replace("[ 16 ]", "[ 3, 224, 224 ]")
 CACHE_FLAGS = ("--cache-config=local,size=67108864",)
 
 #: A batch may wait for others for 5 ms.
@@ -134,6 +136,7 @@ MODELS = {
     "bls_async": (BLS_CONFIG, BLS_ASYNC),
     "sequence": (SEQUENCE_CONFIG, SEQUENCE),
     "cached": (CACHED_CONFIG, STEP),
+    "cached_image": (CACHED_IMAGE_CONFIG, STEP),
     "delay": (DELAY_CONFIG, STEP),
 }
 #: Which others a model needs.
