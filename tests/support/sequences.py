@@ -155,9 +155,8 @@ class Bench:
         self.loop = Loop()
         self.stats = ModelStats()
         self.scheduler: SequenceScheduler = build_sequences(
-            config, self.tensors, instances, self.stats, self.loop.post, self.loop.later
+            config, self.tensors, instances, self.stats, self.loop.post, self.loop.later, lambda: self.loop.now
         )
-        self.scheduler._clock = lambda: self.loop.now
         self.batches: list[list[Row]] = []
         self.instances = [Held(self) for _ in range(instances)]
         for instance in self.instances:

@@ -8,10 +8,11 @@ from conch.backend.api import Instance, LoopInstance
 from conch.config.sequence_tensors import SequenceTensors
 from conch.observe.stats import ModelStats
 from conch.pb.model_config_pb2 import ModelConfig
+from conch.schedule.alarm import Later
 from conch.schedule.drain import DrainRate
 from conch.schedule.dynamic import may_refuse, queue_batcher
 from conch.schedule.order import Order
-from conch.schedule.queue import Later, Post, QueueScheduler, Runner
+from conch.schedule.queue import Post, QueueScheduler, Runner
 from conch.schedule.runner import LoopRunner, ThreadRunner
 from conch.schedule.sequence import SequenceScheduler
 from conch.schedule.sequence_build import build_sequences

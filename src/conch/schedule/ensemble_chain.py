@@ -6,7 +6,6 @@ of its steps; whatever is out of the ordinary is handed over to a `Run`, in the 
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Protocol
 from conch.observe.stats import Compute
 from conch.schedule.ensemble_forms import SEQUEL, Cast, Prepared, Route, Shape, shown
 from conch.schedule.ensemble_graph import Course, Graph, Step
+from conch.schedule.ensemble_meter import Meter
 from conch.schedule.ensemble_run import Owner, Run, Task, fault
 from conch.types.dtype import DataType
 from conch.types.error import Code, InferError, internal
@@ -87,8 +87,10 @@ def pipeline(graph: Graph, course: Course, given: Sequence[tuple[str, int]]) -> 
 class Chain:
     """One request on its way through a pipeline: sink and meter of its steps' requests, one after the other."""
 
-    __slots__ = ("_at", "_cast", "_compute", "_current", "_lock", "_over", "_owner", "_pipeline", "_route", "_run",
-                 "_task", "_well", "request", "started_ns")  # fmt: skip
+    __slots__ = (
+        "_at", "_cast", "_current", "_meter", "_owner", "_pipeline", "_route", "_run", "_task", "_well", "request",
+        "started_ns",
+    )  # fmt: skip
 
     def __init__(
         self, owner: ChainOwner, cast: Cast, route: Route, pipeline: Pipeline, request: InferRequest, now: int
@@ -105,12 +107,9 @@ class Chain:
         #: Who goes on, after something out of the ordinary, and the step that ran then.
         self._run: Run | None = None
         self._task: Task | None = None
-        self._compute: Compute = (0, 0, 0)
-        self._over = False
+        self._meter = Meter()
         #: Whether it was answered, and not with an error.
         self._well = False
-        #: Of the times alone: everything else happens to one step at a time.
-        self._lock = threading.Lock()
 
     def begin(self) -> None:
         route = self._route
@@ -165,19 +164,12 @@ class Chain:
         if self._run is not None:
             self._run.computed(times)
             return
-        with self._lock:
-            if not self._over:
-                one, two, three = self._compute
-                self._compute = (one + times[0], two + times[1], three + times[2])
-                return
-        if self._well:
+        if not self._meter.add(times) and self._well:
             self._owner.computed_late(self, times)
 
     def compute(self) -> Compute:
         """See `Run.compute`."""
-        with self._lock:
-            self._over = True
-            return self._compute
+        return self._meter.close()
 
     # What comes of it.
 
@@ -224,8 +216,7 @@ class Chain:
         done, step = [link.step for link in self._pipeline.links[: self._at]], self._pipeline.links[self._at].step
         assert self._current is not None
         run = Run(self._owner, self._cast, self._route, self.request, self.started_ns)
-        with self._lock:
-            self._task = run.take_over(done, step, self._current, self._compute)
-            self._run = run
+        self._task = run.take_over(done, step, self._current, self._meter)
+        self._run = run
         self._owner.handed_over(self, run)
         run.arrive(self._task, response, None, final)

@@ -22,6 +22,7 @@ from conch.schedule.ensemble_forms import (
     shown,
 )
 from conch.schedule.ensemble_graph import Dataflow, Frame, Step, Turn
+from conch.schedule.ensemble_meter import Meter
 from conch.schedule.ensemble_pace import Pace
 from conch.types.error import Code, InferError, internal, invalid
 from conch.types.flow import Flow
@@ -96,8 +97,8 @@ class Run:
     """Events may come on any thread; one thread at a time works on them, and takes over what comes meanwhile."""
 
     __slots__ = (
-        "_busy", "_cast", "_compute", "_error", "_flow", "_followed", "_inbox", "_lock", "_over", "_owner", "_pace",
-        "_route", "_running", "_sent", "_well", "request", "sequel", "started_ns",
+        "_busy", "_cast", "_error", "_flow", "_followed", "_inbox", "_lock", "_meter", "_owner", "_pace", "_route",
+        "_running", "_sent", "_well", "request", "sequel", "started_ns",
     )  # fmt: skip
 
     def __init__(self, owner: Owner, cast: Cast, route: Route, request: InferRequest, now: int) -> None:
@@ -114,13 +115,11 @@ class Run:
         self._pace: Pace | None = None
         self._error: InferError | None = None
         self._sent = False
-        self._over = False
         #: Whether the last answer was not an error.
         self._well = False
         #: Whether any response has said something of the sequence.
         self._followed = False
-        #: Nanoseconds that the steps have spent in input, inference and output.
-        self._compute: Compute = (0, 0, 0)
+        self._meter = Meter()
         self._lock = threading.Lock()
         self._busy = True
         self._inbox: deque[Event] = deque()
@@ -134,7 +133,7 @@ class Run:
         self._follow(self._flow.begin([*values, *route.missing] if route.missing else values))
         self._work_off()
 
-    def take_over(self, done: Iterable[Step], step: Step, request: InferRequest, compute: Compute) -> Task:
+    def take_over(self, done: Iterable[Step], step: Step, request: InferRequest, meter: Meter) -> Task:
         """Instead of `begin`: these steps are `done`, one after the other, and `step` runs, as `request`."""
         flow, given = self._flow, self._route.given
         ((frame, number),), _ = flow.begin([(tensor, MISSING) for *_, tensor in given])
@@ -147,7 +146,7 @@ class Run:
         task = Task(self, frame, step)
         task.request = request
         self._running[task] = None
-        self._compute = compute
+        self._meter = meter
         self._busy = False
         return task
 
@@ -163,19 +162,12 @@ class Run:
 
     def computed(self, times: Compute) -> None:
         """A step has run; told after its answer, and so maybe after the ensemble's."""
-        with self._lock:
-            if not self._over:
-                one, two, three = self._compute
-                self._compute = (one + times[0], two + times[1], three + times[2])
-                return
-        if self._well:
+        if not self._meter.add(times) and self._well:
             self._owner.computed_late(self, times)
 
     def compute(self) -> Compute:
         """What the steps have spent; what is told later goes to `computed_late`."""
-        with self._lock:
-            self._over = True
-            return self._compute
+        return self._meter.close()
 
     def withdraw(self) -> None:
         """Nobody waits any more: what runs is told so, nothing else begins. On the loop's thread."""
@@ -224,7 +216,7 @@ class Run:
                 self._flow.feed(frame, number, None, True)
         if self._pace is not None:
             self._pace.look(self._flow.under_way)
-        if not self._flow.under_way and not self._over:
+        if not self._flow.under_way and not self._meter.over:
             self._end()
 
     def _begin(self, task: Task) -> bool:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from conch.backend.api import Instance
 from conch.observe.stats import ModelStats, Reason
+from conch.schedule.alarm import Alarm, Later
 from conch.schedule.api import Batcher
 from conch.schedule.drain import DrainRate
 from conch.schedule.order import Order
@@ -21,16 +22,6 @@ class Post(Protocol):
     """Runs a call on the event loop's thread, soon. Any thread."""
 
     def __call__(self, call: Callable[[], object], /) -> object: ...
-
-
-class Timer(Protocol):
-    def cancel(self) -> None: ...
-
-
-class Later(Protocol):
-    """Runs a call on the event loop's thread after so many seconds. Only on that thread."""
-
-    def __call__(self, seconds: float, call: Callable[[], object], /) -> Timer: ...
 
 
 class Runner(Protocol):
@@ -87,7 +78,6 @@ class QueueScheduler:
             order.on_room = lambda: post(self._kick)
         self._stats = stats
         self._post = post
-        self._later = later
         self._clock = clock
         self._lock = threading.Lock()
         self._runners: list[Runner] = []
@@ -101,9 +91,7 @@ class QueueScheduler:
         self._kicked = False
         self._stopped = False
         self._sweeping = False
-        #: When the loop will ask the batcher again by itself; 0 for never.
-        self._alarm_ns = 0
-        self._timer: Timer | None = None
+        self._alarm = Alarm(later, clock, self._ring)
 
     def attach(self, runner: Runner) -> None:
         """Add an instance's runner; it begins idle."""
@@ -175,13 +163,11 @@ class QueueScheduler:
                 order.enter(turn.run)
             if self._rate is not None and turn.run:
                 self._rate.took(len(turn.run), len(self._batcher), now)
-            alarm = turn.ask_at != 0 and (self._alarm_ns == 0 or turn.ask_at < self._alarm_ns)
-            if alarm:
-                self._alarm_ns = turn.ask_at
+            alarm = turn.ask_at != 0 and self._alarm.earlier(turn.ask_at)
         if turn.refuse:
             self._refuse(turn.refuse, now)
         if alarm:
-            self._post(self._set_alarm)
+            self._post(self._alarm.arm)
         return turn.run
 
     def withdraw(self, request: InferRequest, /) -> None:
@@ -227,36 +213,24 @@ class QueueScheduler:
             waiting = len(self._batcher)
             woken = self._idle[-waiting:] if waiting else []
             del self._idle[len(self._idle) - len(woken) :]
-            deadline = self._batcher.next_deadline
-            alarm = deadline != 0 and (self._alarm_ns == 0 or deadline < self._alarm_ns)
-            if alarm:
-                self._alarm_ns = deadline
+            alarm = self._alarm.earlier(self._batcher.next_deadline)
         if alarm:
-            self._set_alarm()
+            self._alarm.arm()
         for runner in reversed(woken):
             runner.wake()
-
-    def _set_alarm(self) -> None:
-        """On the loop: see to it that `_ring` is called at `_alarm_ns`."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._later((self._alarm_ns - self._clock()) / 1e9, self._ring)
 
     def _ring(self) -> None:
         """On the loop: if the alarm is due, a queue delay or a deadline has passed and the batcher is asked again."""
         now = self._clock()
-        if self._alarm_ns == 0:
-            return
-        if now < self._alarm_ns:
-            self._set_alarm()
+        if not self._alarm.due(now):
             return
         with self._lock:
             turn = self._batcher.expire(now)
-            self._alarm_ns = turn.ask_at
+            self._alarm.at = turn.ask_at
         if turn.refuse:
             self._refuse(turn.refuse, now)
         if turn.ask_at:
-            self._set_alarm()
+            self._alarm.arm()
         self._kick()
 
     def _sweep(self) -> None:

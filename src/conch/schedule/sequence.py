@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 
 from conch.observe.stats import ModelStats, Reason
+from conch.schedule.alarm import Alarm, Later
 from conch.schedule.order import Order
-from conch.schedule.queue import Later, Post, Runner, Timer
+from conch.schedule.queue import Post, Runner
 from conch.schedule.sequence_batcher import SequenceBatcher, SequenceTurn
 from conch.schedule.sequence_controls import Controls, SequencedRequest
 from conch.types.error import Code, InferError, unavailable
@@ -41,7 +42,6 @@ class SequenceScheduler:
         self._batcher = batcher
         self._stats = stats
         self._post = post
-        self._later = later
         self._clock = clock
         self._lock = threading.Lock()
         #: In the order of the batcher's lanes.
@@ -53,9 +53,7 @@ class SequenceScheduler:
         self._kicked = False
         self._stopped = False
         self._sweeping = False
-        #: When the loop will ask the batcher again by itself; 0 for never.
-        self._alarm_ns = 0
-        self._timer: Timer | None = None
+        self._alarm = Alarm(later, clock, self._ring)
 
     def attach(self, runner: Runner) -> None:
         """Add the runner of the next lane; it begins idle."""
@@ -101,11 +99,11 @@ class SequenceScheduler:
             else:
                 self._idle.add(lane)
             runner.running = len(run)
-            alarm = self._earlier(turn.ask_at)
+            alarm = self._alarm.earlier(turn.ask_at)
         if turn.refuse:
             self._refuse(turn.refuse, now)
         if alarm:
-            self._post(self._set_alarm)
+            self._post(self._alarm.arm)
         return run
 
     def withdraw(self, request: InferRequest, /) -> None:
@@ -195,17 +193,10 @@ class SequenceScheduler:
         if self._kicked:
             return False
         wanted = (lane in self._idle and self._batcher.work(lane) > 0) or (
-            self._alarm_ns == 0 and self._batcher.next_deadline != 0
+            self._alarm.at == 0 and self._batcher.next_deadline != 0
         )
         self._kicked = wanted
         return wanted
-
-    def _earlier(self, at: int) -> bool:
-        """Whether the alarm must be set anew, for `at` (0: never)."""
-        if at == 0 or (self._alarm_ns != 0 and self._alarm_ns <= at):
-            return False
-        self._alarm_ns = at
-        return True
 
     def _kick(self) -> None:
         """On the loop: wake the idle runners that find work."""
@@ -214,33 +205,24 @@ class SequenceScheduler:
             woken = [lane for lane in self._idle if self._batcher.work(lane)]
             self._idle.difference_update(woken)
             runners = [self._runners[lane] for lane in woken]
-            alarm = self._earlier(self._batcher.next_deadline)
+            alarm = self._alarm.earlier(self._batcher.next_deadline)
         if alarm:
-            self._set_alarm()
+            self._alarm.arm()
         for runner in runners:
             runner.wake()
-
-    def _set_alarm(self) -> None:
-        """On the loop: see to it that `_ring` is called at `_alarm_ns`."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._later((self._alarm_ns - self._clock()) / 1e9, self._ring)
 
     def _ring(self) -> None:
         """On the loop: if the alarm is due, something is overdue, or a batch has waited long enough."""
         now = self._clock()
-        if self._alarm_ns == 0 or not self._runners:
-            return
-        if now < self._alarm_ns:
-            self._set_alarm()
+        if not self._runners or not self._alarm.due(now):
             return
         with self._lock:
             turn = self._batcher.expire(now)
-            self._alarm_ns = turn.ask_at
+            self._alarm.at = turn.ask_at
         if turn.refuse:
             self._refuse(turn.refuse, now)
         if turn.ask_at:
-            self._set_alarm()
+            self._alarm.arm()
         self._kick()
 
     def _sweep(self) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from conch.config.sequence_tensors import SequenceTensors
 from conch.config.spec import model_spec
 from conch.observe.stats import ModelStats
 from conch.pb.model_config_pb2 import ModelConfig
-from conch.schedule.queue import Later, Post
+from conch.schedule.alarm import Later
+from conch.schedule.queue import Post
 from conch.schedule.sequence import SequenceScheduler
 from conch.schedule.sequence_batcher import SequenceBatcher
 from conch.schedule.sequence_controls import Controls
@@ -15,7 +19,13 @@ from conch.schedule.sequence_rows import Choice, Direct, Oldest
 
 
 def build_sequences(
-    config: ModelConfig, tensors: SequenceTensors, instances: int, stats: ModelStats, post: Post, later: Later
+    config: ModelConfig,
+    tensors: SequenceTensors,
+    instances: int,
+    stats: ModelStats,
+    post: Post,
+    later: Later,
+    clock: Callable[[], int] = time.monotonic_ns,
 ) -> SequenceScheduler:
     """For so many instances, whose runners are to be attached; `config` is normalised."""
     batching = config.sequence_batching
@@ -36,7 +46,7 @@ def build_sequences(
     )
     # A request that is given back has no place in the order of answers.
     ordered = batching.oldest.preserve_ordering and not iterative
-    scheduler = SequenceScheduler(batcher, stats, post, later, ordered=ordered)
+    scheduler = SequenceScheduler(batcher, stats, post, later, clock, ordered=ordered)
     scheduler.controls = Controls(model_spec(config, 0), tensors, scheduler.reschedule if iterative else None)
     states = scheduler.controls.states
     return scheduler
