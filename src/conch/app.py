@@ -41,9 +41,8 @@ from conch.registry.loader import Loader
 from conch.registry.prepare import prepare
 from conch.registry.registry import Registry
 from conch.repository.local import LocalStore
-from conch.schedule.api import Scheduler
+from conch.schedule.api import Scheduler, Version
 from conch.schedule.build import build as build_scheduler
-from conch.schedule.ensemble_forms import Member
 from conch.schedule.order import Order
 from conch.schedule.rate import Limit
 from conch.schedule.timer import FineTimer
@@ -192,7 +191,7 @@ class Server:
             settings = {**options.backend.get("", {}), **options.backend.get(backend, {})}
             return Host(loop, settings, cpus(), models, self._families)
 
-        def prepare_step(member: Member, head: RequestHead) -> RequestForm:
+        def prepare_step(member: Version, head: RequestHead) -> RequestForm:
             # The data plane is made after the registry, and before the first model is loaded.
             assert self._data is not None
             return self._data.prepare_on(member, head)

@@ -9,8 +9,9 @@ from typing import Any
 from conch.config.ensemble_members import check_members
 from conch.observe.stats import ModelStats
 from conch.pb.model_config_pb2 import ModelConfig
+from conch.schedule.api import Version
 from conch.schedule.ensemble import EnsembleScheduler
-from conch.schedule.ensemble_forms import Cast, Member
+from conch.schedule.ensemble_forms import Cast
 from conch.schedule.ensemble_graph import graph_of
 from conch.types.dtype import BYTES
 from conch.types.model import ModelSpec, TensorSpec
@@ -74,7 +75,7 @@ def member(name: str, inputs: Sequence[str], outputs: Sequence[str], *, decouple
     return FakeMember(config)
 
 
-def prepare(model: Member, head: RequestHead) -> RequestForm:
+def prepare(model: Version, head: RequestHead) -> RequestForm:
     """A form as the data plane makes it, without its checks."""
     places = {given.name: place for place, given in enumerate(head.inputs)}
     positions = tuple([n for n, tensor in enumerate(model.spec.inputs) if tensor.name in places])

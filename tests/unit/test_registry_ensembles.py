@@ -11,7 +11,7 @@ from conch.registry.registry import Registry
 from conch.registry.served import ServedVersion
 from conch.registry.stopping import stop_next
 from conch.repository.api import StoredModel
-from conch.schedule.ensemble_forms import Member
+from conch.schedule.api import Version
 from conch.types.error import InferError
 from conch.types.request import RequestForm, RequestHead
 from support.fake_models import FakeLoader, FakeStore, House, fake_prepare, loaded_of, scheduler_of
@@ -35,7 +35,7 @@ def prepare(stored: StoredModel) -> ModelConfig:
     return config
 
 
-def no_form(member: Member, head: RequestHead) -> RequestForm:
+def no_form(member: Version, head: RequestHead) -> RequestForm:
     raise NotImplementedError
 
 

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from conch.backend.api import Instance
+from conch.observe.stats import ModelStats
+from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.error import InferError
+from conch.types.model import ModelSpec
 from conch.types.request import InferRequest
 
 
@@ -79,3 +82,17 @@ class Elastic(Protocol):
 
     def dismiss(self, instance: Instance, /) -> None:
         """Give `instance` nothing more; blocks until it has finished what it executes and answered all it has run."""
+
+
+class Version(Protocol):
+    """One servable version of a model, as the registry keeps it."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def stats(self) -> ModelStats: ...
+    @property
+    def scheduler(self) -> Scheduler: ...
+    def ready(self) -> bool: ...

@@ -5,11 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from conch.observe.stats import ModelStats
-from conch.pb.model_config_pb2 import ModelConfig
-from conch.schedule.api import Scheduler
+from conch.schedule.api import Version
 from conch.schedule.ensemble_graph import Course, Graph, Step, course
 from conch.types.dtype import BYTES
 from conch.types.error import invalid
@@ -41,22 +38,8 @@ class FollowingTensor(Tensor):
         self.sequel = sequel
 
 
-class Member(Protocol):
-    """The version of a model that runs a step."""
-
-    @property
-    def spec(self) -> ModelSpec: ...
-    @property
-    def config(self) -> ModelConfig: ...
-    @property
-    def stats(self) -> ModelStats: ...
-    @property
-    def scheduler(self) -> Scheduler: ...
-    def ready(self) -> bool: ...
-
-
 #: Checks a head against one version and makes its form. Raises InferError.
-Prepare = Callable[[Member, RequestHead], RequestForm]
+Prepare = Callable[[Version, RequestHead], RequestForm]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +53,7 @@ class Prepared:
 class Cast:
     """The graph, and who plays in it: `members[i]` runs step i."""
 
-    def __init__(self, graph: Graph, members: Sequence[Member], spec: ModelSpec, prepare: Prepare) -> None:
+    def __init__(self, graph: Graph, members: Sequence[Version], spec: ModelSpec, prepare: Prepare) -> None:
         self.graph = graph
         self.members = tuple(members)
         self.spec = spec

@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from conch import TRITON_VERSION
-from conch.observe.stats import Duration, ModelStats
+from conch.observe.stats import Duration
 from conch.pb import grpc_service_pb2 as pb
 from conch.pb.model_config_pb2 import ModelConfig
-from conch.schedule.api import Scheduler
+from conch.schedule.api import Version
 from conch.service import checks
 from conch.service.sequence_checks import check_sequence
 from conch.types.error import InferError, invalid, unavailable
-from conch.types.model import ModelSpec
 from conch.types.request import InferRequest, RequestForm, RequestHead
 
 #: What the server says it can do, in Triton's order. What is not served yet is not claimed.
@@ -36,20 +35,6 @@ EXTENSIONS = (
 
 #: Forms remembered; more kinds of request than this at a time are unusual.
 _MAX_FORMS = 1024
-
-
-class Version(Protocol):
-    """One servable version, as the registry keeps it."""
-
-    @property
-    def spec(self) -> ModelSpec: ...
-    @property
-    def config(self) -> ModelConfig: ...
-    @property
-    def stats(self) -> ModelStats: ...
-    @property
-    def scheduler(self) -> Scheduler: ...
-    def ready(self) -> bool: ...
 
 
 class Registry(Protocol):
