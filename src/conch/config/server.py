@@ -73,10 +73,14 @@ class HttpOptions:
     @property
     def tls(self) -> TlsOptions | None:
         """How TLS is done; None for plain text."""
-        if not (self.use_ssl or self.use_ssl_mutual):
-            return None
-        root = self.root_cert if self.use_ssl_mutual else ""
-        return TlsOptions(self.server_cert, self.server_key, root, self.use_ssl_mutual, "http")
+        return _tls(self, "http")
+
+
+def _tls(options: HttpOptions | GrpcOptions, protocol: str) -> TlsOptions | None:
+    if not (options.use_ssl or options.use_ssl_mutual):
+        return None
+    root = options.root_cert if options.use_ssl_mutual else ""
+    return TlsOptions(options.server_cert, options.server_key, root, options.use_ssl_mutual, protocol)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +119,7 @@ class GrpcOptions:
     @property
     def tls(self) -> TlsOptions | None:
         """How TLS is done; None for plain text."""
-        if not (self.use_ssl or self.use_ssl_mutual):
-            return None
-        root = self.root_cert if self.use_ssl_mutual else ""
-        return TlsOptions(self.server_cert, self.server_key, root, self.use_ssl_mutual, "grpc")
+        return _tls(self, "grpc")
 
 
 @dataclass(frozen=True, slots=True)

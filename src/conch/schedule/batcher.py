@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from conch.schedule.api import Turn
 from conch.schedule.forming import Forming
-from conch.schedule.policy import QueuePolicy, cancelled, expired
+from conch.schedule.policy import QueuePolicy, cancelled, expired, sift
 from conch.types.request import InferRequest
 
 __all__ = ["QueueBatcher", "QueuePolicy"]
@@ -114,18 +114,7 @@ class QueueBatcher:
         self.next_deadline = waiting[0].deadline_ns if waiting else 0
 
     def _sweep(self, now: int, turn: Turn) -> None:
-        kept: deque[InferRequest] = deque()
-        self.next_deadline = 0
-        for request in self._waiting:
-            if request.cancelled:
-                turn.refuse.append((request, cancelled()))
-            elif request.deadline_ns and now >= request.deadline_ns:
-                turn.refuse.append((request, expired()))
-            else:
-                kept.append(request)
-                if request.deadline_ns and (self.next_deadline == 0 or request.deadline_ns < self.next_deadline):
-                    self.next_deadline = request.deadline_ns
-        self._waiting = kept
+        self._waiting, self.next_deadline = sift(self._waiting, now, turn.refuse)
 
     def _take_greedy(self) -> list[InferRequest]:
         waiting = self._waiting

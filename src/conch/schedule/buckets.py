@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from conch.schedule.api import Turn
 from conch.schedule.forming import Forming
-from conch.schedule.policy import QueuePolicy, cancelled, expired
+from conch.schedule.policy import QueuePolicy, cancelled, sift
 from conch.types.padding import Bucket
 from conch.types.request import InferRequest
 
@@ -109,16 +109,9 @@ class BucketBatcher:
     def _sweep(self, now: int, turn: Turn) -> None:
         self.next_deadline = 0
         for key, line in list(self._lines.items()):
-            kept: Line = deque()
-            for request in line:
-                if request.cancelled:
-                    turn.refuse.append((request, cancelled()))
-                elif request.deadline_ns and now >= request.deadline_ns:
-                    turn.refuse.append((request, expired()))
-                else:
-                    kept.append(request)
-                    if request.deadline_ns and (self.next_deadline == 0 or request.deadline_ns < self.next_deadline):
-                        self.next_deadline = request.deadline_ns
+            kept, first = sift(line, now, turn.refuse)
+            if first and (self.next_deadline == 0 or first < self.next_deadline):
+                self.next_deadline = first
             self._lines[key] = kept
             self._left(key, len(line) - len(kept))
 

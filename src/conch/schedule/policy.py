@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from conch.types.error import Code, InferError, unavailable
@@ -48,3 +50,22 @@ def expired() -> InferError:
 
 def cancelled() -> InferError:
     return InferError(Code.CANCELLED, "")
+
+
+def sift(
+    waiting: Iterable[InferRequest], now: int, refused: list[tuple[InferRequest, InferError]]
+) -> tuple[deque[InferRequest], int]:
+    """What stays, in its order, and the first deadline among it (0: none); what is cancelled or late goes to
+    `refused`."""
+    kept: deque[InferRequest] = deque()
+    first = 0
+    for request in waiting:
+        if request.cancelled:
+            refused.append((request, cancelled()))
+        elif request.deadline_ns and now >= request.deadline_ns:
+            refused.append((request, expired()))
+        else:
+            kept.append(request)
+            if request.deadline_ns and (first == 0 or request.deadline_ns < first):
+                first = request.deadline_ns
+    return kept, first
