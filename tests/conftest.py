@@ -9,3 +9,8 @@ TESTS = Path(__file__).parent
 for place in (TESTS, TESTS.parent / "bench"):
     if str(place) not in sys.path:
         sys.path.insert(0, str(place))
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes are named by their place: what a compressor makes differs from second to second, and workers compare names."""
+    return argname if isinstance(val, bytes | bytearray) else None
