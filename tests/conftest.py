@@ -12,5 +12,5 @@ for place in (TESTS, TESTS.parent / "bench"):
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Bytes are named by their place: what a compressor makes differs from second to second, and workers compare names."""
+    """Bytes are named by their place: what a compressor makes differs from second to second, and names are compared."""
     return argname if isinstance(val, bytes | bytearray) else None
