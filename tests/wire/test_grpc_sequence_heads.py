@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from conch.pb import grpc_service_pb2 as pb
 from conch.protocol.v2.grpc import GrpcCodec
+from conch.types.error import InferError
 from conch.types.request import InferRequest
 from support.plane import echo_plane
 from support.requests import Recorder
@@ -77,3 +78,49 @@ def test_a_new_generation_forgets() -> None:
     old = used.decode_infer(message(1, False, False, "", (1, 2), False), sink, 5).form
     registry.generation += 1
     assert used.decode_infer(message(1, False, False, "", (1, 2), False), sink, 5).form is not old
+
+
+def test_a_sequence_that_is_new_is_known_by_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that names another sequence than a known one, and says the same besides, is not parsed."""
+    plane, sink = echo_plane()[0], Recorder()
+    codec = GrpcCodec(plane)
+    first = codec.decode_infer(message(1, True, False, "", (1.0, 2.0), False), sink, 5)
+    monkeypatch.delattr(GrpcCodec, "_decode_new")
+    for name in (2, 300, 2**40):
+        request = codec.decode_infer(message(name, True, False, "x", (3.0, 4.0), False), sink, 5)
+        assert (request.form.correlation_id, request.form.flags) == (name, first.form.flags)
+        assert request.form.head.parameters == {**first.form.head.parameters, "sequence_id": name}
+        assert request.form.memo is not first.form.memo
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(b"\x12\x02\x10\x80", id="a varint that does not end"),
+        pytest.param(b"\x12\x0c\x10" + b"\xff" * 10 + b"\x01", id="a varint that is too long"),
+        pytest.param(b"\x12\x02\x1a\x05", id="a text that is longer than its message"),
+        pytest.param(b"\x12\x04\x1a\x02\xff\xfe", id="a text that is no UTF-8"),
+        pytest.param(b"\x12\x02\x10\x00", id="no sequence"),
+        pytest.param(b"\x12\x02\x1a\x00", id="no name"),
+        pytest.param(b"\x12\x02\x28\x07", id="another kind of number"),
+    ],
+)
+def test_odd_names_of_sequences_mean_what_protobuf_says(name: bytes) -> None:
+    """A head like a known one, whose sequence is named oddly, is answered as by a codec that knows none."""
+    plane, sink = echo_plane()[0], Recorder()
+    used = GrpcCodec(plane)
+    raw = message(7, True, False, "", (1.0, 2.0), False)
+    used.decode_infer(raw, sink, 5)
+    entry = b"\x22\x11\x0a\x0bsequence_id\x12\x02\x10\x07"
+    assert entry in raw
+    new = b"\x0a\x0bsequence_id" + name
+    odd = raw.replace(entry, b"\x22" + bytes([len(new)]) + new)
+
+    def facts(codec: GrpcCodec) -> object:
+        try:
+            request = codec.decode_infer(odd, sink, 5)
+        except InferError as error:
+            return str(error)
+        return request.form.correlation_id, request.form.parameters, request.data
+
+    assert facts(used) == facts(GrpcCodec(plane))

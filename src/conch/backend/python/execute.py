@@ -83,7 +83,9 @@ class Executor:
                 meta = json.loads(packet[_HEAD:begin])
             for slot, form in meta["forms"]:
                 self._forms[slot] = Form(form)
-        batch = Batch(calls, sequence, *((meta["ids"], meta.get("traces")) if meta else (None,)))
+        batch = Batch(calls, sequence)
+        if meta:
+            batch.ids, batch.steering, batch.traces = meta["ids"], meta["steering"], meta["traces"]
         bases: list[Any] = []
         source: Any = packet
         if flags & DATA_IN_AREA:
@@ -192,7 +194,7 @@ class Executor:
         text = check(result, len(streams))
         if text:
             return text
-        for response, stream in zip(result, streams, strict=True):
+        for response, stream in zip(result, streams):  # noqa: B905  Python 3.9 has no `strict`
             if response is not None and not stream.closed:
                 stream.send(response, True)
         return ""

@@ -22,23 +22,33 @@ from conch.types.model import ModelSpec
 from conch.types.request import InferRequest, RequestForm
 from conch.types.tensor import Buffer
 
-#: So many forms are known to a worker by number; the oldest is forgotten for a new one.
+#: So many kinds of form are known to a worker by number; the oldest is forgotten for a new one.
 FORMS = 256
+#: So many forms are remembered with their kinds.
+SEEN = 1024
 #: From this size on, a tensor is copied straight to where it belongs.
 _BIG = 65_536
 _encode = msgspec.json.Encoder().encode
+_Kind = tuple[Any, ...]
 
 
 class Messages:
-    """Encodes batches for one worker; remembers the forms that it has been told."""
+    """Encodes batches for one worker; remembers the forms that it has been told.
+
+    Forms that differ in nothing but the sequence that they belong to are one to the worker: it is told of sequences
+    request by request. So a batch of many sequences is as uniform as another.
+    """
 
     def __init__(self, spec: ModelSpec, area: Area) -> None:
         self.area = area
         self._spec = spec
         self._every_output = tuple(output.name for output in spec.outputs)
-        self._forms: dict[RequestForm, int] = {}
-        #: Bytes of one request of a form, -1 where they vary.
+        #: What the worker knows by number.
+        self._kinds: dict[_Kind, int] = {}
+        #: Bytes of one request of a kind, -1 where they vary.
         self._sizes: dict[int, int] = {}
+        #: The kinds of forms that were seen lately.
+        self._forms: dict[RequestForm, int] = {}
 
     def batch(self, requests: Sequence[InferRequest], sequence: int, flags: int) -> bytes:
         """The packet, with these `flags` and others; what it does not hold lies in the area afterwards.
@@ -56,7 +66,8 @@ class Messages:
                 ids = True
             if request.trace is not None:
                 traced = True
-        if number >= 0 and not ids and not traced:
+        steered = form.correlation_id or form.flags
+        if number >= 0 and not ids and not traced and not steered:
             size = self._sizes[number] * count
             if 0 <= size <= INLINE:
                 head = EXECUTE_HEAD.pack(EXECUTE, UNIFORM | flags, sequence, count, number, 0, size)
@@ -66,35 +77,20 @@ class Messages:
         new: list[Any] = []
         if number < 0:
             number = self._tell(form, new)
-        lengths = []
-        if form.has_bytes:
-            for index, size in enumerate(form.sizes):
-                if size < 0:
-                    lengths += [len(request.data[index]) for request in requests]
         meta = b""
-        if new or ids or lengths or traced:
-            names = [request.id for request in requests] if ids else None
-            traces = _contexts(requests) if traced else None
-            meta = _encode({"forms": new, "ids": names, "lengths": lengths, "numbers": (), "traces": traces})
-        columns = [[request.data[index] for request in requests] for index in range(len(form.sizes))]
-        return self._lay(UNIFORM | flags, sequence, count, number, meta, columns)
+        if new or ids or form.has_bytes or traced or steered:
+            meta = _meta(requests, new)
+        return self._lay(UNIFORM | flags, sequence, count, number, meta, _columns(requests))
 
     def _mixed(self, requests: Sequence[InferRequest], sequence: int, flags: int) -> bytes:
+        """Of several forms, which may be one to the worker."""
         new: list[Any] = []
-        numbers: list[int] = []
-        lengths: list[int] = []
-        chunks: list[list[Buffer]] = []
-        for request in requests:
-            numbers.append(self._tell(request.form, new, keep=requests))
-            for chunk, size in zip(request.data, request.form.sizes, strict=True):
-                if size < 0:
-                    lengths.append(len(chunk))
-                chunks.append([chunk])
-        ids = [request.id for request in requests]
-        names = ids if any(ids) else None
-        traces = _contexts(requests)
-        meta = _encode({"forms": new, "ids": names, "lengths": lengths, "numbers": numbers, "traces": traces})
-        return self._lay(flags, sequence, len(requests), 0, meta, chunks)
+        numbers = [self._tell(request.form, new, keep=requests) for request in requests]
+        count, number = len(requests), numbers[0]
+        if numbers.count(number) == count:
+            return self._lay(UNIFORM | flags, sequence, count, number, _meta(requests, new), _columns(requests))
+        chunks = [[chunk] for request in requests for chunk in request.data]
+        return self._lay(flags, sequence, count, 0, _meta(requests, new, numbers), chunks)
 
     def _lay(
         self,
@@ -126,21 +122,33 @@ class Messages:
         return EXECUTE_HEAD.pack(EXECUTE, flags | DATA_IN_AREA, sequence, count, number, meta_size, size) + meta
 
     def _tell(self, form: RequestForm, new: list[Any], keep: Sequence[InferRequest] = ()) -> int:
-        """The number of `form`, which is added to `new` when it is not known; forms of `keep` are not forgotten."""
-        forms = self._forms
-        known = forms.get(form)
-        if known is not None:
-            return known
-        number = len(forms)
-        if number >= FORMS:
-            kept = {request.form for request in keep}
-            oldest = next((each for each in forms if each not in kept), None)
-            # A batch of more forms than are remembered: beyond the limit, numbers go up to the size of a batch.
-            number = forms.pop(oldest) if oldest is not None else number
-        forms[form] = number
-        self._sizes[number] = -1 if form.has_bytes or not form.sizes else sum(form.sizes)
-        new.append((number, self._describe(form)))
+        """The number of `form`'s kind, added to `new` when it is not known; those of `keep` are not forgotten."""
+        number = self._forms.get(form)
+        if number is not None:
+            return number
+        kind = _kind(form)
+        number = self._kinds.get(kind)
+        if number is None:
+            number = self._number(keep)
+            self._kinds[kind] = number
+            self._sizes[number] = -1 if form.has_bytes or not form.sizes else sum(form.sizes)
+            new.append((number, self._describe(form)))
+        if len(self._forms) >= SEEN:
+            self._forms.clear()
+        self._forms[form] = number
         return number
+
+    def _number(self, keep: Sequence[InferRequest]) -> int:
+        """A number for a new kind, which may be that of the oldest."""
+        if len(self._kinds) < FORMS:
+            return len(self._kinds)
+        kept = {_kind(request.form) for request in keep}
+        oldest = next((each for each in self._kinds if each not in kept), None)
+        if oldest is None:
+            # A batch of more kinds than are remembered: beyond the limit, numbers go up to the size of a batch.
+            return len(self._kinds)
+        self._forms.clear()
+        return self._kinds.pop(oldest)
 
     def _describe(self, form: RequestForm) -> dict[str, Any]:
         inputs = [self._spec.inputs[position] for position in form.inputs]
@@ -153,9 +161,37 @@ class Messages:
             # Not finite numbers are no JSON to msgspec; the worker reads with Python's own module, which takes them.
             "parameters": msgspec.Raw(json.dumps(form.parameters or {}).encode()),
             "timeout": form.timeout_us,
-            "correlation_id": form.correlation_id,
-            "flags": form.flags,
         }
+
+
+def _kind(form: RequestForm) -> _Kind:
+    """What the worker is told of a form: equal for forms that are one to it."""
+    parameters = json.dumps(form.parameters) if form.parameters else ""
+    return form.inputs, form.backend_shapes, form.sizes, form.outputs, parameters, form.timeout_us
+
+
+def _meta(requests: Sequence[InferRequest], new: list[Any], numbers: Sequence[int] = ()) -> bytes:
+    """What is to be said beside the data; `numbers` are the kinds of the requests where they differ."""
+    ids = [request.id for request in requests]
+    steering = [(request.form.correlation_id, request.form.flags) for request in requests]
+    by_request = [(request, index) for request in requests for index in range(len(request.data))]
+    if not numbers:
+        by_request = [(request, index) for index in range(len(requests[0].data)) for request in requests]
+    return _encode(
+        {
+            "forms": new,
+            "ids": ids if any(ids) else None,
+            "lengths": [len(request.data[index]) for request, index in by_request if request.form.sizes[index] < 0],
+            "numbers": numbers,
+            "steering": steering if any(name or flags for name, flags in steering) else None,
+            "traces": _contexts(requests),
+        }
+    )
+
+
+def _columns(requests: Sequence[InferRequest]) -> list[list[Buffer]]:
+    """Input by input."""
+    return [[request.data[index] for request in requests] for index in range(len(requests[0].data))]
 
 
 def _contexts(requests: Sequence[InferRequest]) -> list[str | None] | None:

@@ -19,9 +19,9 @@ _DTYPES = {**NUMPY, 14: NUMPY[3]}
 
 
 class Form:
-    """What requests that differ only in their id and their bytes have in common. Told once, then known by number."""
+    """What requests that differ in id, sequence and bytes alone have in common. Told once, then known by number."""
 
-    __slots__ = ("_json", "correlation_id", "flags", "inputs", "parameters", "timeout", "wanted")
+    __slots__ = ("_json", "inputs", "parameters", "timeout", "wanted")
 
     def __init__(self, described: dict[str, Any]) -> None:
         #: Name, number of the data type, numpy type, shape and size in bytes (BYTES: -1) of each input.
@@ -34,8 +34,6 @@ class Form:
         self.wanted = frozenset(described["outputs"])
         self.parameters = described["parameters"]
         self.timeout = described["timeout"]
-        self.correlation_id = described["correlation_id"]
-        self.flags = described["flags"]
         self._json = ""
 
     def parameters_json(self) -> str:
@@ -52,18 +50,19 @@ class Batch:
     """
 
     __slots__ = (
-        "__weakref__", "calls", "columns", "form", "forms", "ids", "released", "rows", "sequence", "streams", "traces",
-        "turns",
+        "__weakref__", "calls", "columns", "form", "forms", "ids", "released", "rows", "sequence", "steering",
+        "streams", "traces", "turns",
     )  # fmt: skip
 
-    def __init__(
-        self, calls: Calls, sequence: int, ids: Sequence[str] | None, traces: Sequence[str | None] | None = None
-    ) -> None:
+    def __init__(self, calls: Calls, sequence: int) -> None:
         self.calls = calls
         self.sequence = sequence
-        self.ids = ids
+        #: None where no request has one.
+        self.ids: Sequence[str] | None = None
+        #: For each request the sequence it belongs to and its flags; None where none belongs to any.
+        self.steering: Sequence[tuple[int | str, int]] | None = None
         #: For each request the context of its trace, None for one that is not traced; None if none is.
-        self.traces = traces
+        self.traces: Sequence[str | None] | None = None
         #: The requests that the model has released to be run again, by index; None for none.
         self.released: set[int] | None = None
         self.form: Form | None = None
@@ -179,13 +178,17 @@ class InferenceRequest:
         return batch.ids[self._index] if batch.ids else ""
 
     def correlation_id(self) -> int | str:
-        form = self._form()
-        return self._own["correlation_id"] if form is None else form.correlation_id  # type: ignore[no-any-return]
+        batch = self._batch
+        if batch is None:
+            return self._own["correlation_id"]  # type: ignore[no-any-return]
+        return batch.steering[self._index][0] if batch.steering else 0
 
     def flags(self) -> int:
+        batch = self._batch
         own = getattr(self, "_own", None)
-        form = self._form()
-        return form.flags if own is None and form is not None else own["flags"]  # type: ignore[index,no-any-return]
+        if own is not None:
+            return own["flags"]  # type: ignore[no-any-return]
+        return batch.steering[self._index][1] if batch is not None and batch.steering else 0
 
     def set_flags(self, flags: int) -> None:
         if self._batch is None:
@@ -278,7 +281,7 @@ class InferenceRequest:
     def _call_form(self) -> dict[str, Any]:
         """The same in words, for the server."""
         names = ("model", "version", "outputs", "correlation_id", "flags", "timeout", "parameters")
-        return dict(zip(names, self._call_key(), strict=True))
+        return dict(zip(names, self._call_key()))  # noqa: B905  Python 3.9 has no `strict`
 
     def _form(self) -> Form | None:
         batch = self._batch

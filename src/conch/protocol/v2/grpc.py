@@ -8,6 +8,8 @@ Answers are likewise put together from bytes made once per form and output shape
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from typing import Final, Protocol
 
 from conch.memory.regions import Regions
@@ -88,6 +90,14 @@ class Template:
         if self.places is not None or not all(header for header, _ in self.raw):
             return -1
         return self.single if self.single >= 0 else sum([len(header) + size for header, size in self.raw])
+
+    def of_sequence(self, name: int | str, rest: bytes) -> Template:
+        """The same kind of message, of another sequence."""
+        head = replace(self.form.head, parameters={**self.form.head.parameters, "sequence_id": name})
+        other = copy(self)
+        other.form = replace(self.form, head=head, correlation_id=name, memo={})
+        other.rest = rest
+        return other
 
 
 class GrpcCodec:
@@ -289,7 +299,7 @@ class GrpcCodec:
         if form.correlation_id and 0 <= tail < _COPY_LIMIT and delivery is None:
             if self._sequences is None:
                 self._sequences = SequenceHeads()
-            self._sequences.add(template, tail, form.generation)
+            self._sequences.add(template, tail, form.generation, form.correlation_id)
             return
         templates = self._templates
         templates[:] = [each for each in templates if each.prefix != template.prefix or each.rest != template.rest]
