@@ -34,8 +34,9 @@ _MOST = 200_000
 class Workload:
     """One load: the tool and protocol, model and concurrency.
 
-    `grpc` and `http` are perf_analyzer's, `json` is wrk's; `h2load` and `h2load --h1` are gRPC and HTTP with tensors as
-    bytes by a client that does nothing with what it sends and gets.
+    `grpc` and `http` are perf_analyzer's, `json` is wrk's, `wrk sequences` too (HTTP with tensors as bytes, each
+    connection has a sequence of 20 requests after the other); `h2load` and `h2load --h1` are gRPC and HTTP with
+    tensors as bytes by a client that does nothing with what it sends and gets.
     """
 
     name: str
@@ -80,6 +81,8 @@ class Driver:
     def _drive(self, workload: Workload, server: Server, seconds: float) -> Load:
         if workload.tool == "json":
             return _wrk(workload, server, seconds)
+        if workload.tool == "wrk sequences":
+            return _sequences(workload, server, seconds)
         if workload.tool.startswith("h2load"):
             return _h2load(workload, server, seconds)
         return _perf(workload, server, self._perf_analyzer, seconds, _by_time(seconds))
@@ -184,30 +187,46 @@ def _pace(workload: Workload) -> list[str]:
 
 
 def _wrk(workload: Workload, server: Server, seconds: float) -> Load:
-    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write(
-            'wrk.method = "POST"\n'
-            'wrk.headers["Content-Type"] = "application/json"\n'
-            f"wrk.body = {json.dumps(workload.body)}\n"
-        )
-        script.flush()
+    script = f"""
+wrk.method = "POST"
+wrk.headers["Content-Type"] = "application/json"
+wrk.body = {json.dumps(workload.body)}
+"""
+    return _run_wrk(script, "-t1", workload, server, seconds)
+
+
+#: A thread for each connection, so that each has a sequence of its own. The first request that a thread makes is not
+#: sent by all of them: it is a sequence for itself.
+_SEQUENCES = """
+local threads = 0
+function setup(thread) threads = threads + 1; thread:set("number", threads) end
+function init(args) step, round = 0, 0 end
+function request()
+  local id = number + %(connections)d * round
+  local first, last = step <= 1, step == 0 or step == 20
+  if last then step, round = 1, round + 1 else step = step + 1 end
+  local head = string.format(
+    '{"parameters":{"sequence_id":%%d,"sequence_start":%%s,"sequence_end":%%s,"binary_data_output":true},' ..
+    '"inputs":[{"name":"INPUT0","datatype":"FP32","shape":[1,16],"parameters":{"binary_data_size":64}}]}',
+    id, tostring(first), tostring(last))
+  wrk.headers["Inference-Header-Content-Length"] = #head
+  return wrk.format("POST", "/v2/models/%(model)s/infer", nil, head .. string.rep("\\0", 64))
+end
+"""
+
+
+def _sequences(workload: Workload, server: Server, seconds: float) -> Load:
+    script = _SEQUENCES % {"connections": workload.concurrency, "model": workload.model}
+    return _run_wrk(script, f"-t{workload.concurrency}", workload, server, seconds)
+
+
+def _run_wrk(script: str, threads: str, workload: Workload, server: Server, seconds: float) -> Load:
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
+        file.write(script)
+        file.flush()
         url = f"http://{server.url('http')}/v2/models/{workload.model}/infer"
-        return parse_wrk(
-            _call(
-                [
-                    "wrk",
-                    "-t1",
-                    f"-c{workload.concurrency}",
-                    f"-d{max(1, round(seconds))}s",
-                    "--timeout=20s",
-                    "--latency",
-                    "-s",
-                    script.name,
-                    url,
-                ],
-                seconds,
-            )
-        )
+        timing = [f"-c{workload.concurrency}", f"-d{max(1, round(seconds))}s", "--timeout=20s", "--latency"]
+        return parse_wrk(_call(["wrk", threads, *timing, "-s", file.name, url], seconds))
 
 
 def _h2load(workload: Workload, server: Server, seconds: float) -> Load:

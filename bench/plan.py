@@ -105,6 +105,7 @@ WORKLOADS = (
     _more("bls-async", "h2load", "bls_async", 16, THRICE, shape=(1, 16)),
     _more("bls-async", "h2load", "bls_async", 64, THRICE, shape=(1, 16)),
     _more("sequence", "grpc", "sequence", 32, TWICE, options=("--sequence-length=20",)),
+    _more("sequence-http", "wrk sequences", "sequence", 32, TWICE),
     _more("cache-hit", "json", "cached", 16, TWICE, body=BODY, flags=CACHE_FLAGS),
     _more("cache-hit-grpc", "h2load", "cached", 16, TWICE, shape=(1, 16), flags=CACHE_FLAGS),
     *(_more(f"cache-image-{tool}", tool, "cached_image", 4, TWICE, flags=CACHE_FLAGS) for tool in ("grpc", "http")),
