@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import psutil
+
 #: The commands as a user has them: beside the interpreter that runs the tests.
 BIN = Path(sys.executable).parent
 CONCH: Sequence[str] = (str(BIN / "conch"), "serve")
@@ -130,6 +132,15 @@ class Server:
     def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
         if self.process.poll() is None:
             self.process.send_signal(number)
+
+    def stacks(self) -> str:
+        """Asks the server and its workers what their threads are doing; the log with what they say."""
+        with suppress(psutil.Error):
+            server = psutil.Process(self.process.pid)
+            for process in [server, *server.children(recursive=True)]:
+                process.send_signal(signal.SIGUSR1)
+            time.sleep(1.0)
+        return self.log
 
     def kill(self) -> None:
         """Ends the whole process group at once, also what an already dead server left behind; safe to call twice."""

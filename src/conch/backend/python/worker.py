@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import fcntl
 import gc
 import importlib
@@ -31,6 +32,8 @@ def main(arguments: list[str]) -> None:
     growth, *descriptors = map(int, arguments)
     main_fd, calls_fd, asks_fd, life_fd, input_fd, *output_fds = descriptors
     _end_with_server(life_fd)
+    # As in the server: what every thread is doing, to stderr, which the server logs.
+    faulthandler.register(signal.SIGUSR1)
     for descriptor in descriptors:
         # The model's own child processes must not keep them open.
         os.set_inheritable(descriptor, False)

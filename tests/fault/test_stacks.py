@@ -1,0 +1,45 @@
+"""SIGUSR1: a server that seems to hang says what it and its workers are doing."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from pathlib import Path
+
+from support.server import Server
+
+MODEL = """
+import pathlib
+import time
+
+class TritonPythonModel:
+    def execute(self, requests):
+        pathlib.Path(__file__).with_name("begun").touch()
+        time.sleep(3)
+        raise SystemExit
+"""
+CONFIG = """
+backend: "python"
+input [ { name: "IN" data_type: TYPE_FP32 dims: [ 1 ] } ]
+output [ { name: "OUT" data_type: TYPE_FP32 dims: [ 1 ] } ]
+"""
+
+
+def test_the_stacks_of_all_threads_and_workers_can_be_asked_for(tmp_path: Path) -> None:
+    """The server's loop and the line that a model hangs in are in the log after SIGUSR1, and both go on."""
+    (tmp_path / "slow" / "1").mkdir(parents=True)
+    (tmp_path / "slow" / "config.pbtxt").write_text(CONFIG)
+    (tmp_path / "slow" / "1" / "model.py").write_text(MODEL)
+    body = json.dumps({"inputs": [{"name": "IN", "datatype": "FP32", "shape": [1], "data": [1.0]}]})
+    with Server(tmp_path) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=20)
+        connection.request("POST", "/v2/models/slow/infer", body)
+        while not (tmp_path / "slow" / "1" / "begun").exists():
+            time.sleep(0.01)
+        log = server.stacks()
+        assert "model.py" in log
+        assert "in execute" in log
+        assert "asyncio/runners.py" in log
+        assert connection.getresponse().status == 500
+        connection.close()
