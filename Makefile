@@ -13,7 +13,7 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 LINTED := src tests bench examples
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test bench soak overload proto format clean lint tools
+.PHONY: help install demo check test bench soak overload reload budget proto format clean lint tools
 
 help: ## list what can be made
 	@echo "usage: make TARGET"
@@ -39,6 +39,12 @@ soak: $(INSTALLED) ## mixed load with clients that misbehave: nothing may leak (
 
 overload: $(INSTALLED) ## three times the load that a model can bear: how much is done, what is refused (SECONDS=60)
 	$(BIN)/python tests/fault/overload.py --seconds $(or $(SECONDS),60)
+
+budget: $(INSTALLED) ## twenty models of which six fit into memory: what loads on demand take, and that nothing fails (SECONDS=120)
+	$(BIN)/python tests/fault/budget.py --seconds $(or $(SECONDS),120)
+
+reload: $(INSTALLED) ## 300 requests a second while models are reloaded, half of the loads broken (SECONDS=300 RELOADS=200)
+	$(BIN)/python tests/fault/reload.py --seconds $(or $(SECONDS),300) --reloads $(or $(RELOADS),200)
 
 proto: $(INSTALLED) ## generate src/conch/pb from proto/
 	PYTHON=$(CURDIR)/$(BIN)/python sh proto/generate.sh

@@ -18,11 +18,12 @@ from pathlib import Path
 from rich.console import Console
 
 from figures import FigureError, Sample, order
+from frameworks import CASES, chosen_cases, run_cases
 from load import Driver, Workload
 from models import IMAGE_SHAPE
 from plan import WORKLOADS, Plan, Planned
 from raw import best_rate
-from report import Extra, Result, as_json, extras_of, print_report
+from report import Extra, Result, as_json, extras_of, print_extras, print_report
 from repositories import write_identities, write_repositories
 from servers import Server, ServerError
 
@@ -50,8 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.rounds:
         plan = plan.with_rounds(options.rounds)
     chosen = [p for p in WORKLOADS if not options.only or any(p.workload.name.startswith(o) for o in options.only)]
-    if not chosen:
-        CONSOLE.print(f"--only {options.only} matches none of: {', '.join(p.workload.name for p in WORKLOADS)}")
+    cases = chosen_cases(options.only or [])
+    if not chosen and not cases:
+        names = [*(p.workload.name for p in WORKLOADS), *(case.name for case in CASES)]
+        CONSOLE.print(f"--only {options.only} matches none of: {', '.join(names)}")
         return 2
     try:
         results: list[Result] = []
@@ -62,12 +65,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             results += found
             raw = raw or raw_here
         extras: list[Extra] = extras_of(results, raw)
+        if cases:
+            driver = Driver(perf_analyzer)
+            extras += run_cases(
+                cases, options.conch.split(), driver, plan, lambda text: CONSOLE.print(text, highlight=False)
+            )
         if not options.only:
             extras += _idle(options.conch.split())
     except ServerError as failure:
         CONSOLE.print(f"[bold red]a server failed[/]: {failure}", markup=True, highlight=False)
         return 1
-    print_report(results, extras)
+    if results:
+        print_report(results, extras)
+    else:
+        print_extras(extras)
     if options.json:
         options.json.write_text(as_json(results, extras))
         CONSOLE.print(f"written: {options.json}")
@@ -142,7 +153,12 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, help="rounds per workload")
     parser.add_argument("--quick", action="store_true", help="a coarse run of less than two minutes")
-    parser.add_argument("--only", action="append", metavar="PREFIX", help="workloads whose name starts so; repeatable")
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="PREFIX",
+        help="workloads whose name starts so; repeatable. `framework` are those beside each framework alone",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures, every round, to FILE")
     parser.add_argument("--triton", type=Path, default=ROOT / ".cache" / "triton", help="where Triton is installed")
     parser.add_argument(

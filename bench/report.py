@@ -113,6 +113,12 @@ def print_report(results: Sequence[Result], extras: Sequence[Extra]) -> None:
             table.add_row("", f"[red]failed: {failure}[/]")
         table.add_section()
     console.print(table)
+    print_extras(extras)
+
+
+def print_extras(extras: Sequence[Extra]) -> None:
+    """Those, if there are any, and what the figures were taken on."""
+    console = Console(width=None if os.isatty(1) else 160)
     if extras:
         more = Table(title="Beyond Triton")
         for heading in ("figure", "Conch", "goal", "", "how"):

@@ -9,6 +9,8 @@ TESTS = Path(__file__).parent
 for place in (TESTS, TESTS.parent / "bench"):
     if str(place) not in sys.path:
         sys.path.insert(0, str(place))
+# bench/triton is no package: libraries that look for the compiler of that name (PyTorch) would take it for one.
+sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

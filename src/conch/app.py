@@ -1,24 +1,20 @@
-"""The composition root: the only file that knows every room. Builds the server, runs it, drains it."""
+"""The composition root: the only file that knows every room. Builds a server, starts it, drains it."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 import functools
-import gc
 import logging
-import os
-import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NoReturn
-
-import uvloop
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from conch import TRITON_VERSION
-from conch.backend.api import Host, Instance
-from conch.backend.find import BACKENDS, find_backend
+from conch.backend.api import Backend, Host, Instance
+from conch.backend.find import Backends
 from conch.cache.api import Cache
 from conch.cache.build import Remember
 from conch.cache.local import LocalCache
@@ -26,9 +22,12 @@ from conch.cache.open import open_cache
 from conch.config.machine import cpus, policy_cores
 from conch.config.sequence_tensors import SequenceTensors
 from conch.config.server import ServerOptions
-from conch.frontend.metrics import MetricsTransport
+from conch.config.traffic import read_file
+from conch.gpus import Gpus
+from conch.listeners import Listeners
 from conch.memory.regions import Regions
-from conch.observe import log, metrics, tracing
+from conch.observe import loads, log, metrics, tracing
+from conch.observe import traffic as traffic_page
 from conch.observe.custom import Families
 from conch.observe.process import MachineGauge
 from conch.observe.stats import ModelStats
@@ -37,10 +36,18 @@ from conch.pb.model_config_pb2 import ModelConfig
 from conch.registry import tables
 from conch.registry.crew import Equipment
 from conch.registry.ensembles import EnsembleLoader
+from conch.registry.gate import Gatekeeper
 from conch.registry.loader import Loader
 from conch.registry.prepare import prepare
 from conch.registry.registry import Registry
-from conch.repository.local import LocalStore
+from conch.registry.residency import open_residency
+from conch.registry.steward import Steward
+from conch.registry.succession import elders_of
+from conch.repository.agent_find import Agents
+from conch.repository.agents import AgentStore
+from conch.repository.open import Repositories, open_repositories
+from conch.repository.poll import Poller
+from conch.repository.watch import Watcher, watcher
 from conch.schedule.api import Scheduler, Version
 from conch.schedule.build import build as build_scheduler
 from conch.schedule.order import Order
@@ -52,39 +59,13 @@ from conch.service.control import Control
 from conch.service.data import EXTENSIONS, Data
 from conch.service.models import Models
 from conch.service.settings import Settings
+from conch.service.traffic import Traffic
 from conch.transport import tls
-from conch.transport.api import Transport
 from conch.transport.bridge import Bridge
-from conch.transport.grpc import GrpcTransport
-from conch.transport.http import HttpTransport
 from conch.types.error import InferError
 from conch.types.request import RequestForm, RequestHead
 
 _log = logging.getLogger("conch")
-
-
-def run(options: ServerOptions) -> int:
-    """Serve until SIGINT or SIGTERM. Returns the process's exit code (Triton's: 0, or 1 when start or drain failed)."""
-    try:
-        handler = log.configure(options.log)
-    except OSError as error:
-        print(f"conch: cannot write the log to {options.log.file}: {error.strerror}")  # noqa: T201  there is no log
-        return 1
-    try:
-        for flag in options.ignored:
-            _log.warning("%s is accepted but has no effect yet", flag)
-        try:
-            check(options)
-        except OSError as error:
-            _log.error("error: creating server: Invalid argument - %s", error.strerror or error)
-            return 1
-        except InferError as error:
-            hint = f" ({error.hint})" if error.hint else ""
-            _log.error("error: creating server: %s - %s%s", error.code.value, error.message, hint)
-            return 1
-        return uvloop.run(Server(options, handler.settings).serve())
-    finally:
-        handler.close()
 
 
 def check(options: ServerOptions) -> None:
@@ -98,55 +79,103 @@ def check(options: ServerOptions) -> None:
 
 
 class Server:
-    """One server: rooms joined, started in order, drained in order."""
+    """One server: rooms joined, started in order, drained in order. All calls on the event loop's thread.
 
-    def __init__(self, options: ServerOptions, log_settings: log.Settings) -> None:
+    `backends` are backends of this server alone, by name. A process around it is in `process`, a library in `library`.
+    """
+
+    def __init__(
+        self, options: ServerOptions, log_settings: log.Settings, backends: Mapping[str, Backend] | None = None
+    ) -> None:
         self._options = options
         self._log_settings = log_settings
+        self._backends = Backends(Path(options.repository.backend_directory), backends or {})
         self._tracer: Tracer | None = None
         self._data: Data | None = None
         self._exiting = False
-        self._transports: list[Transport] = []
+        self._listeners: Listeners | None = None
         self._cache: Cache | None = None
+        self._steward: Steward | None = None
+        self._repositories: Repositories | None = None
+        self._traffic: Traffic | None = None
+        self._watcher: Watcher | None = None
+        self._poller: Poller | None = None
+        self._agents = Agents(Path(options.repository.agent_directory))
         self._families = Families(metrics.taken)
+        self._loads = loads.Loads()
+        self._machine = MachineGauge(options.metrics.interval_ms / 1000)
+        self._gpus = Gpus(options)
+        #: What is servable; None before `start`.
+        self.registry: Registry | None = None
 
-    async def serve(self) -> int:
+    async def start(self, stop: asyncio.Event) -> bool:
+        """Load the start-up models, then open the listeners: nobody can connect to a server that cannot answer.
+
+        False when `stop` was set meanwhile. Raises InferError and OSError. Whatever comes of it, `drain` or `end` is to
+        be called once.
+        """
         loop = asyncio.get_running_loop()
-        stop = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop.set)
         models = Models()
-        try:
-            registry = self._registry(loop, models)
-        except InferError as error:
-            log_refusal(error)
-            return 1
-        bridge = Bridge(loop)
+        registry = self._registry(loop, models)
+        traffic = self._traffic = self._routes(registry)
+        self.registry = registry
+        bridge = self.bridge = Bridge(loop)
         trace = self._options.trace
         tracer = self._tracer = Tracer(trace, tracing.recorder(trace), bridge.on_loop, bridge.post)
-        data = self._data = Data(registry, self._options.id, lambda: self._exiting, tracer)
-        control = Control(registry, self._options.repository.control_mode)
+        data = self._data = Data(registry, self._options.id, lambda: self._exiting, tracer, elders_of, traffic)
+        control = self.control = Control(registry, self._options.repository.control_mode)
         models.join(data, control)
-        started = await self._start(
-            loop, registry, stop, functools.partial(self._listen, registry, bridge, data, control, tracer)
-        )
-        if not started:
-            if not await self._end(loop, registry, self._options.exit_timeout):
-                leave_at_once()
-            return 0 if stop.is_set() else 1
-        settle_heap()
-        await stop.wait()
-        return await self._drain(loop, registry)
+        settings = Settings(self._log_settings, tracer, data.model_ready)
+        regions = Regions(allowed=self._options.memory.client_shm)
+        self._listeners = Listeners(data, control, bridge, settings, regions, traffic, self.page)
+        if self._options.repository.watch:
+            # Before the start-up models are read: what is saved meanwhile is not missed.
+            self._watcher = watcher(self._options.repository, registry)
+            self._watcher.start()
+        if not await self._load(loop, registry, stop):
+            return False
+        await self._listen(self._listeners)
+        for follower in (self._watcher, self._poller):
+            if follower is not None:
+                follower.begin()
+        return True
 
-    async def _start(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        registry: Registry,
-        stop: asyncio.Event,
-        listen: Callable[[], Awaitable[None]],
-    ) -> bool:
-        """Load the start-up models, then open the listeners: nobody can connect to a server that cannot answer."""
-        loading: asyncio.Future[None] = loop.run_in_executor(None, registry.start)
+    @property
+    def data(self) -> Data:
+        """Once `start` was called."""
+        assert self._data is not None
+        return self._data
+
+    @property
+    def tracer(self) -> Tracer:
+        """Once `start` was called."""
+        assert self._tracer is not None
+        return self._tracer
+
+    @property
+    def listeners(self) -> Listeners:
+        """Once `start` was called."""
+        assert self._listeners is not None
+        return self._listeners
+
+    @property
+    def http_port(self) -> int:
+        """The port of the HTTP listener; 0 where there is none."""
+        return self.listeners.http_port
+
+    def page(self) -> bytes:
+        """The metrics page."""
+        assert self.registry is not None
+        assert self._traffic is not None
+        cached = self._cache.stats if isinstance(self._cache, LocalCache) else None
+        gauge = self._machine.now() if self._options.metrics.cpu else None
+        page = metrics.render(self.registry.ready_versions(), gauge, cached) + loads.render(self._loads)
+        if self._steward is not None:
+            page += self._steward.page()
+        return page + self._gpus.page() + traffic_page.render(self._traffic.counts()) + self._families.render()
+
+    async def _load(self, loop: asyncio.AbstractEventLoop, registry: Registry, stop: asyncio.Event) -> bool:
+        loading: asyncio.Future[None] = loop.run_in_executor(None, self._begin, registry)
         stopped = asyncio.ensure_future(stop.wait())
         either: set[asyncio.Future[Any]] = {loading, stopped}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -156,17 +185,23 @@ class Server:
             return False
         try:
             await loading
-        except InferError as error:
+        finally:
             self._log_tables(registry)
-            log_refusal(error)
-            return False
-        self._log_tables(registry)
-        try:
-            await listen()
-        except OSError as error:
-            _log.error("%s", error.strerror or error)
-            return False
         return True
+
+    def _begin(self, registry: Registry) -> None:
+        assert self._repositories is not None
+        try:
+            self._repositories.check()
+        except InferError as error:
+            if self._options.repository.exit_on_error:
+                raise
+            _log.warning("%s", error.message)
+        repository = self._options.repository
+        if repository.control_mode == "poll":
+            self._poller = Poller(self._repositories.store, registry, repository.poll_seconds)
+            self._poller.watch()
+        registry.start()
 
     def _registry(self, loop: asyncio.AbstractEventLoop, models: Models) -> Registry:
         """Raises InferError when the response cache cannot be made."""
@@ -188,7 +223,9 @@ class Server:
             return build_scheduler(config, instances, stats, post, timer.later, sequences)
 
         def host(backend: str) -> Host:
-            settings = {**options.backend.get("", {}), **options.backend.get(backend, {})}
+            # Models of Python-based backends are Python models.
+            also = options.backend.get("python", {}) if self._backends.is_python(backend) else {}
+            settings = {**options.backend.get("", {}), **also, **options.backend.get(backend, {})}
             return Host(loop, settings, cpus(), models, self._families)
 
         def prepare_step(member: Version, head: RequestHead) -> RequestForm:
@@ -196,65 +233,65 @@ class Server:
             assert self._data is not None
             return self._data.prepare_on(member, head)
 
+        gpus = self._gpus.find()
         cache = self._cache = open_cache(options.cache, post)
         remember = None if cache is None else Remember(cache, post, Order)
         repository = options.repository
-        return Registry(
-            LocalStore(repository.paths, repository.config_name, namespacing=repository.namespacing),
-            functools.partial(prepare, auto_complete=repository.auto_complete),
-            Loader(
-                find_backend,
-                schedule,
-                host,
-                auto_complete=repository.auto_complete,
-                retries=repository.load_retries,
-                check=check_inputs,
-                equipment=Equipment(
-                    Turns([Limit(*each) for each in options.rate.resources]) if options.rate.mode != "off" else None,
-                    {name: policy_cores(name, policy) for name, policy in options.host_policies.items()},
-                ),
-                remember=remember,
+        repositories = self._repositories = open_repositories(repository)
+        loader = Loader(
+            self._backends.find,
+            schedule,
+            host,
+            auto_complete=repository.auto_complete,
+            retries=repository.load_retries,
+            check=check_inputs,
+            check_runtime=self._backends.check_runtime,
+            equipment=Equipment(
+                Turns([Limit(*each) for each in options.rate.resources]) if options.rate.mode != "off" else None,
+                {name: policy_cores(name, policy) for name, policy in options.host_policies.items()},
+                self._gpus.admit,
             ),
+            gpus=gpus,
+            least=options.gpu.min_compute_capability,
+            remember=remember,
+        )
+        versions, self._steward = open_residency(
+            loader, options.memory.budget, post, timer.later, repository.load_threads
+        )
+        return Registry(
+            AgentStore(repositories.store, self._agents),
+            functools.partial(prepare, auto_complete=repository.auto_complete),
+            versions,
             repository,
             post,
             EnsembleLoader(prepare_step, post, remember),
+            self._loads,
+            Gatekeeper(prepare_step),
         )
 
-    async def _listen(self, registry: Registry, bridge: Bridge, data: Data, control: Control, tracer: Tracer) -> None:
+    def _routes(self, registry: Registry) -> Traffic:
+        """Raises InferError for a file of routes that cannot be followed."""
         options = self._options
-        settings = Settings(self._log_settings, tracer, data.model_ready)
-        regions = Regions(allowed=options.memory.client_shm)
+        routes = read_file(Path(options.traffic.file)) if options.traffic.file else {}
+        patterns = (options.http.header_forward_pattern, options.grpc.header_forward_pattern)
+        return Traffic(registry, routes, patterns)
+
+    async def _listen(self, listeners: Listeners) -> None:
+        options = self._options
         if options.grpc.enabled:
-            await self._open(
-                GrpcTransport(options.grpc, data, control, bridge, settings, regions), options.grpc.address
-            )
+            await listeners.grpc(options.grpc)
         if options.http.enabled:
-            await self._open(
-                HttpTransport(options.http, data, control, bridge, settings, regions), options.http.address
-            )
+            await listeners.http(options.http)
         if options.metrics.enabled:
+            self._gpus.watch()
             address = options.metrics.address or options.http.address
-            machine = MachineGauge(options.metrics.interval_ms / 1000)
-
-            cached = self._cache.stats if isinstance(self._cache, LocalCache) else None
-
-            def page() -> bytes:
-                gauge = machine.now() if options.metrics.cpu else None
-                return metrics.render(registry.ready_versions(), gauge, cached) + self._families.render()
-
-            transport = MetricsTransport(dataclasses.replace(options.metrics, address=address), page)
-            await self._open(transport, address)
-
-    async def _open(self, transport: Transport, address: str) -> None:
-        self._transports.append(transport)
-        await transport.start()
-        _log.info("Started %s at %s:%d", transport.title, address, transport.port)
+            await listeners.metrics(dataclasses.replace(options.metrics, address=address))
 
     def _log_tables(self, registry: Registry) -> None:
         options = self._options
-        log.table(_log, tables.draw(("Repository Agent", "Path"), []))
-        used = sorted({version.config.backend for version in registry.ready_versions()} & BACKENDS.keys())
-        log.table(_log, tables.backends([(name, BACKENDS[name][0], options.backend.get(name, {})) for name in used]))
+        log.table(_log, tables.draw(("Repository Agent", "Path"), self._agents.used()))
+        used = self._backends.used()
+        log.table(_log, tables.backends([(name, place, options.backend.get(name, {})) for name, place in used]))
         log.table(_log, tables.models(registry.statuses()))
         rows = [
             ("server_id", options.id),
@@ -270,51 +307,35 @@ class Server:
         ]
         log.table(_log, tables.options(rows))
 
-    async def _drain(self, loop: asyncio.AbstractEventLoop, registry: Registry) -> int:
-        """Stop accepting, answer what is in flight, unload everything; all within the exit time-out."""
+    async def drain(self) -> bool:
+        """Stop accepting, answer what is in flight, unload everything; all within the exit time-out. As `end`."""
         self._exiting = True
         deadline = time.monotonic() + self._options.exit_timeout
-        for transport in self._transports:
-            if not isinstance(transport, MetricsTransport):
-                transport.stop_accepting()
-        speak_at = 0.0
-        while any(t.inflight() for t in self._transports) and (now := time.monotonic()) < deadline:
-            if now >= speak_at:
-                found = sum([t.connections() for t in self._transports if isinstance(t, HttpTransport)])
-                _log.info("Timeout %d: Found %d HTTP service connections", round(deadline - now), found)
-                speak_at = now + 1.0
-            await asyncio.sleep(0.01)
-        drained = await self._end(loop, registry, max(0.0, deadline - time.monotonic()))
-        if not drained:
-            leave_at_once()
-        return 0
+        await self.listeners.drain(deadline)
+        return await self.end(max(0.0, deadline - time.monotonic()))
 
-    async def _end(self, loop: asyncio.AbstractEventLoop, registry: Registry, seconds: float) -> bool:
-        drained = await loop.run_in_executor(None, registry.stop, seconds)
-        for transport in self._transports:
-            await transport.close()
-        if self._cache is not None:
-            await loop.run_in_executor(None, self._cache.close)
-        if self._tracer is not None:
-            # Before the loop ends: what is on its way to the file is noted on the loop.
-            await loop.run_in_executor(None, self._tracer.close)
+    async def end(self, seconds: float | None = None) -> bool:
+        """Close everything, within `seconds` or the exit time-out. False when that was too short: then threads may hang
+        in a model's code, and only ending the process ends them."""
+        loop = asyncio.get_running_loop()
+        seconds = self._options.exit_timeout if seconds is None else seconds
+        for follower in (self._watcher, self._poller):
+            if follower is not None:
+                await loop.run_in_executor(None, follower.stop)
+        if self._repositories is not None:
+            self._repositories.interrupt()
+        if self._steward is not None:
+            self._steward.stop()
+        drained = self.registry is None or await loop.run_in_executor(None, self.registry.stop, seconds)
+        if self._steward is not None:
+            self._steward.close()
+        if self._repositories is not None:
+            await loop.run_in_executor(None, self._repositories.close)
+        await loop.run_in_executor(None, self._agents.close)
+        if self._listeners is not None:
+            await self._listeners.close()
+        # Before the loop ends: what is on its way to the tracer's file is noted on the loop.
+        for part in (self._traffic, self._cache, self._tracer, self._gpus):
+            if part is not None:
+                await loop.run_in_executor(None, part.close)
         return drained
-
-
-def log_refusal(error: InferError) -> None:
-    hint = f" ({error.hint})" if error.hint else ""
-    _log.error("error: creating server: %s - %s%s", error.code.value, error.message, hint)
-
-
-def leave_at_once() -> NoReturn:
-    """A thread hangs in a model's code and would hold up an orderly exit for ever."""
-    _log.error("Exit timeout expired. Exiting immediately.")
-    logging.shutdown()
-    os._exit(1)
-
-
-def settle_heap() -> None:
-    """What was made at start-up lives on: keep the garbage collector from walking over it again and again."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 50, 50)

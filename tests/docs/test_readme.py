@@ -1,4 +1,7 @@
-"""README.md and docs/*.md: every command that a reader is told to type does what is said."""
+"""README.md and docs/*.md: every command that a reader is told to type does what is said.
+
+Pages that have a test of their own (`test_<page>_page.py`) are run there; here are the others.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,6 @@ COMMAND = re.compile(r"(?:make|pip|python|pytest|conch|tritonserver|curl)(?: |$)
 
 #: Commands that are not run here, and why.
 EXCEPTIONS = {
-    "make overload": "a minute, tests/fault/test_overload.py runs it for seconds",
     "make test": "is what runs this",
     "make demo": "sets up an environment first; what it runs then is run by tests/clients/test_demo.py",
     "make bench": "takes ten minutes and the real Triton",
@@ -37,6 +39,9 @@ EXCEPTIONS = {
     "pytest -k": "part of a command; tests/docs/test_parity_table.py looks at what follows it",
     "conch demo": "is run by tests/clients/test_demo.py",
     "conch serve": "a name; it is run with a repository",
+    "conch check": "a name; tests/docs/test_check_page.py runs it with repositories",
+    "conch serve --watch": "a name; tests/docs/test_develop_page.py runs it with a repository",
+    "conch import": "a name; tests/docs/test_serve_page.py runs it with files",
     "tritonserver": "a name; it is run with flags",
 }
 ENVIRONMENT = {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
@@ -45,7 +50,9 @@ ENVIRONMENT = {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
 def commands() -> list[str]:
     """What is in code blocks without a language, line by line, and in code spans, if it begins with a command."""
     found = []
-    for text in PAGES.values():
+    for path, text in PAGES.items():
+        if (ROOT / "tests" / "docs" / f"test_{path.stem.replace('-', '_')}_page.py").exists():
+            continue
         for language, block in FENCED.findall(text):
             if not language:
                 found += [line.partition("  #")[0].strip() for line in block.splitlines()]
@@ -55,7 +62,8 @@ def commands() -> list[str]:
 
 def starting(words: str) -> str:
     """The one command in the README that starts so and goes on."""
-    (found,) = [each for each in commands() if each.startswith(f"{words} ") and "--help" not in each]
+    known = ("conch serve --help", *EXCEPTIONS)
+    (found,) = [each for each in commands() if each.startswith(f"{words} ") and each not in known]
     return found
 
 

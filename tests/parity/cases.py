@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from parity.polling import Change, Upheaval
 from parity.schedules import Schedule
 
 Json = Any
@@ -63,7 +64,7 @@ class Memory:
     size: int
 
 
-Case = Http | Grpc | Stream | Memory | Schedule
+Case = Http | Grpc | Stream | Memory | Schedule | Upheaval | Change
 
 
 def text(body: Json) -> bytes:

@@ -42,8 +42,28 @@ def http(status: int, error: str, content_type: str = "application/json") -> Cal
     return lambda golden: {"status": status, "headers": {"Content-Type": content_type}, "body": {"error": error}}
 
 
+def _replace(*pairs: tuple[str, str]) -> Callable[[Answer], Answer]:
+    """Other words, wherever they stand."""
+
+    def change(golden: Answer) -> Answer:
+        text = json.dumps(golden)
+        for theirs, ours in pairs:
+            text = text.replace(json.dumps(theirs)[1:-1], json.dumps(ours)[1:-1])
+        answer: Answer = json.loads(text)
+        return answer
+
+    return change
+
+
 def grpc(code: str, message: str) -> Callable[[Answer], Answer]:
     return lambda golden: {"code": code, "message": message}
+
+
+def _summed(total: int) -> Callable[[Answer], Answer]:
+    """The model `summed` of parity.reloads answers."""
+    output = {"name": "Y", "datatype": "INT32", "shape": [1], "data": [total]}
+    body = {"model_name": "summed", "model_version": "1", "outputs": [output]}
+    return lambda golden: {**golden, "status": 200, "body": body}
 
 
 def fields(**values: Any) -> Callable[[Answer], Answer]:
@@ -265,6 +285,74 @@ def _cold(golden: Answer) -> Answer:
     counts = {name: {**each, "count": 0} for name, each in model["inference_stats"].items()}
     none = {"last_inference": 0, "inference_count": 0, "execution_count": 0, "batch_stats": []}
     return {**golden, "body": {"model_stats": [{**model, **none, "inference_stats": counts}]}}
+
+
+#: Models that a polled repository has got, and that cannot be understood.
+MISTAKEN = {
+    "empty": "Invalid argument: Invalid model name: Could not determine backend for model 'empty' with no backend in "
+    "model configuration. Expected model name of the form 'model.<backend_name>'.",
+    "mistaken": "Invalid argument: failed to read text proto from <repository>/one/mistaken/config.pbtxt:1:9: "
+    "expected a text in quotes, found the end of the line",
+}
+#: Why the newest files of models do not serve.
+OLDER = {
+    "edited": "Internal: SyntaxError: invalid syntax (model.py, line 1)",
+    "shrunk": "Invalid argument: at least one version must be available under the version policy of model 'shrunk'",
+    "touched": "Invalid argument: failed to read text proto from <repository>/one/touched/config.pbtxt:6:1: unknown "
+    "field 'colour' in ModelConfig",
+}
+
+
+def _with_mistakes(golden: Answer) -> Answer:
+    lines = [
+        line if "state" in line else {**line, "state": "UNAVAILABLE", "reason": MISTAKEN[line["name"]]}
+        for line in golden["body"]
+    ]
+    return {**golden, "body": lines}
+
+
+def _mistakes_unavailable(golden: Answer) -> Answer:
+    return {"states": [[name, version, state or "UNAVAILABLE"] for name, version, state in golden["states"]]}
+
+
+def _with_failures(golden: Answer) -> Answer:
+    lines = [
+        {**line, "reason": f"load of a newer one failed: {OLDER[line['name']]}"} if line["name"] in OLDER else line
+        for line in _with_mistakes(golden)["body"]
+    ]
+    return {**golden, "body": lines}
+
+
+#: The head of the refusal of a load.
+_GIVEN = "load failed for model 'given': version 1 is at UNAVAILABLE state: Internal: "
+
+
+def _without_versions(name: str) -> Callable[[Answer], Answer]:
+    """The index after a load of this model whose version policy chose nothing."""
+    why = f"at least one version must be available under the version policy of model '{name}'"
+    reason = {"reason": f"load of a newer one failed: Invalid argument: {why}"}
+    return lambda golden: {
+        **golden,
+        "body": [
+            {**line, **reason} if (line["name"], line.get("state")) == (name, "READY") else line
+            for line in golden["body"]
+        ],
+    }
+
+
+def _ready_alone(golden: Answer) -> Answer:
+    return {**golden, "body": [line for line in golden["body"] if line["state"] == "READY"]}
+
+
+def _asked_once(golden: Answer) -> Answer:
+    """Statistics of a model that has answered one request."""
+    (model,) = golden["body"]["model_stats"]
+    one = {"count": 1, "ns": "<ns>"}
+    asked = ("success", "queue", "compute_input", "compute_infer", "compute_output")
+    counts = {name: one if name in asked else each for name, each in model["inference_stats"].items()}
+    batch = {"batch_size": 1, "compute_input": one, "compute_infer": one, "compute_output": one}
+    some = {"last_inference": "<ms>", "inference_count": 1, "execution_count": 1, "batch_stats": [batch]}
+    return {**golden, "body": {"model_stats": [{**model, **some, "inference_stats": counts}]}}
 
 
 DIFFERENCES: tuple[Difference, ...] = (
@@ -940,5 +1028,144 @@ DIFFERENCES: tuple[Difference, ...] = (
             "There are 2 identifiers of model 'both' in global map, model namespace must be provided to resolve "
             "ambiguity.",
         ),
+    ),
+    Difference(
+        "an environment that cannot be used is told with its reason",
+        "Triton names the function that failed, or a file that Conch does not need",
+        ("http environment: load broken", "http environment: load hollow", "http environment: index"),
+        _replace(
+            (
+                "archive_read_open_filename() failed.",
+                "the environment archive '<repository>/broken/env.tar.gz' cannot be unpacked: it is no tar archive",
+            ),
+            (
+                "Path <repository>/hollow/env/bin/activate does not exist. The Python environment should contain an "
+                "'activate' script.",
+                "model 'hollow': the environment '<repository>/hollow/env' has no bin/python",
+            ),
+        ),
+    ),
+    Difference(
+        "the index tells why a polled config cannot be used",
+        "Triton leaves it in the log, at every poll",
+        ("http poll: index after mistakes",),
+        _with_mistakes,
+    ),
+    Difference(
+        "states tell which polled configs cannot be used",
+        "as above",
+        ("poll: mistakes", "poll: bad changes"),
+        _mistakes_unavailable,
+    ),
+    Difference(
+        "the index tells why the newest files do not serve",
+        "what served goes on serving, and who looks only at the state would take it for the newest",
+        ("http poll: index after bad changes", "http poll: index of what is ready after bad changes"),
+        _with_failures,
+    ),
+    Difference(
+        "the index of what is ready has nothing else",
+        "Triton adds models that lie in two repositories",
+        ("http poll: index of what is ready after bad changes",),
+        _ready_alone,
+    ),
+    Difference(
+        "files that were merely touched load nothing",
+        "changes are found by content, so the model and its statistics go on",
+        ("http poll: statistics after the touch",),
+        _asked_once,
+    ),
+    Difference(
+        "a sequence goes on across a reload",
+        "Triton forgets the sequences of the version that is replaced; here they go on there until their END",
+        ("http infer summed: reload, first goes on after it",),
+        _summed(1002),
+    ),
+    Difference(
+        "a sequence ends across a reload",
+        "as above",
+        ("http infer summed: reload, first ends after it",),
+        _summed(1003),
+    ),
+    Difference(
+        "the index tells why the newest files could not be loaded",
+        "what served goes on serving, and who looks only at the state would take it for the newest",
+        ("http reload: index after broken files",),
+        lambda golden: {
+            **golden,
+            "body": [
+                {
+                    **golden["body"][0],
+                    "reason": "load of a newer one failed: Internal: ValueError: not today\n\nAt:\n"
+                    "  <repository>/summed/1/model.py(8): initialize\n",
+                }
+            ],
+        },
+    ),
+    *(
+        Difference(
+            f"a load is told what is wrong with it: {name}",
+            NEWEST,
+            (f"http control: load given, {name}",),
+            http(400, text),
+        )
+        for name, text in {
+            "config: empty": "Invalid config override: not JSON: Input data was truncated",
+            "config: no object": "Invalid config override: the config: expected an object, got a list",
+            "config: no JSON": "Invalid config override: not JSON: JSON is malformed: object keys must be strings "
+            "(byte 1)",
+            "config: cut off": "Invalid config override: not JSON: Input data was truncated",
+            "config: a word for a number": "Invalid config override: max_batch_size: expected a whole number, "
+            "got 'many'",
+            "config: an unknown type": "Invalid config override: input[0].data_type: unknown value 'TYPE_LONG' for "
+            "DataType",
+            "a config by number": "Invalid config override: the config: expected an object, got a number",
+            "files: no base64": "failed to decode load parameter 'file:1/model.py': expected base64 text, Only base64 "
+            "data is allowed",
+            "files: out of the folder": "Invalid file parameter 'file:../x/model.py' with normalized path "
+            "'../x/model.py' must stay within model directory.",
+            "files: an absolute path": "Invalid file parameter 'file:/1/model.py' with normalized path '/1/model.py' "
+            "must stay within model directory.",
+            "files: the folder itself": "Invalid file parameter 'file:.' with normalized path '.' must stay within "
+            "model directory.",
+            "files without config": "Load parameter 'config' must be specified for model file override",
+        }.items()
+    ),
+    *(
+        Difference(
+            f"files that come with a load are loaded: {name}",
+            "Triton takes the second set of files in a row for the first, and loads nothing",
+            (case,),
+            change,
+        )
+        for name, case, change in (
+            (
+                "a broken model",
+                "http control: load given, files: a broken model",
+                http(400, _GIVEN + "SyntaxError: invalid syntax (model.py, line 1);\n"),
+            ),
+            ("so none serves", "http infer given: control: after bad files", text_of('"file"', '"first"')),
+        )
+    ),
+    *(
+        Difference(
+            f"the index tells why a load of '{name}' was given up", "as where the repository is polled", (case,), change
+        )
+        for name, case, change in (
+            ("given", "http control: index after bad configs", _without_versions("given")),
+            ("policy", "http control: index with specific { versions: 8 }", _without_versions("policy")),
+        )
+    ),
+    Difference(
+        "what was asked for stays when an ensemble goes",
+        "Triton takes no notice of a load of a member that the ensemble's load has brought already",
+        ("http control: index with a member that was asked for",),
+        lambda golden: {
+            **golden,
+            "body": [
+                {"name": "member", "version": "1", "state": "READY"} if line["name"] == "member" else line
+                for line in golden["body"]
+            ],
+        },
     ),
 )

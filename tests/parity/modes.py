@@ -8,12 +8,15 @@ from functools import partial
 from pathlib import Path
 
 from parity import (
+    backends,
     bls,
     cache,
     cases,
     classify,
     compression,
+    control,
     ensembles,
+    environments,
     generate,
     generated,
     grpc_more,
@@ -21,9 +24,11 @@ from parity import (
     memory,
     models,
     namespaces,
+    poll,
     protection,
     queues,
     ragged,
+    reloads,
     sequences,
     settings,
     streams,
@@ -44,12 +49,16 @@ class Mode:
     write: Callable[[Path, bool], None] = models.write_repository
     #: The repositories below the folder that is written to; it is the repository itself where there are none.
     folders: tuple[str, ...] = ()
+    #: Flags for both servers that name something in that folder, as `<root>`.
+    placed: tuple[str, ...] = ()
 
     def place(self, root: Path) -> tuple[Path, tuple[str, ...]]:
-        """The first repository, and the flags that name the others."""
+        """The first repository, and the flags that name the others and what else lies there."""
+        placed = tuple(flag.replace("<root>", str(root)) for flag in self.placed)
         if not self.folders:
-            return root, ()
-        return root / self.folders[0], tuple(f"--model-repository={root / folder}" for folder in self.folders[1:])
+            return root, placed
+        others = tuple(f"--model-repository={root / folder}" for folder in self.folders[1:])
+        return root / self.folders[0], others + placed
 
 
 MODES: Mapping[str, Mode] = {
@@ -73,10 +82,22 @@ MODES: Mapping[str, Mode] = {
     ),
     "queues": Mode(queues.CASES, queues.FLAGS, write=queues.write),
     "sequences": Mode(sequences.CASES, write=sequences.write),
+    "environments": Mode(tuple(environments.CASES), environments.FLAGS, environments.OURS, write=environments.write),
+    "backends": Mode(
+        tuple(backends.CASES),
+        backends.FLAGS,
+        backends.OURS,
+        write=backends.write,
+        folders=("models",),
+        placed=backends.PLACED,
+    ),
     "ensembles": Mode(ensembles.CASES, ensembles.FLAGS, write=ensembles.write),
     "instances": Mode(tuple(instances.CASES), instances.FLAGS, write=instances.write),
     "bls": Mode(tuple(bls.CASES), write=bls.write),
     "ragged": Mode(ragged.CASES, ragged.FLAGS, write=ragged.write),
     "cache": Mode(cache.CASES, cache.FLAGS, write=cache.write),
     "namespaces": Mode(tuple(namespaces.CASES), namespaces.FLAGS, write=namespaces.write, folders=namespaces.FOLDERS),
+    "poll": Mode(tuple(poll.CASES), poll.FLAGS, write=poll.write, folders=poll.FOLDERS),
+    "control": Mode(tuple(control.CASES), control.FLAGS, write=control.write),
+    "reloads": Mode(reloads.CASES, reloads.FLAGS, write=reloads.write),
 }

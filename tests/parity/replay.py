@@ -20,11 +20,14 @@ from conch.pb import health_pb2
 from conch.pb.pool import POOL
 from parity import memory
 from parity.cases import Case, Grpc, Http, Memory, Stream
+from parity.polling import Change, Upheaval
 from parity.schedules import Schedule
 from support.server import Server
 
 Answer = dict[str, Any]
 TIMEOUT = 15.0
+#: What a server that hangs says. No recorded answer is like this.
+SILENCE = ({"broken": "TimeoutError"}, {"code": "DEADLINE_EXCEEDED", "message": "Deadline Exceeded"})
 KEPT_HEADERS = ("Content-Type", "Inference-Header-Content-Length", "Content-Encoding", "Accept-Encoding")
 COMPRESSIONS = {"": None, "gzip": grpc.Compression.Gzip, "deflate": grpc.Compression.Deflate}
 #: Members that are maps: their order means nothing.
@@ -45,6 +48,8 @@ def replay(server: Server, cases: Iterable[Case], repository: Path) -> dict[str,
                 if case.name in answers:
                     raise ValueError(f"two cases are named {case.name!r}")
                 answer = _ask(server, channel, case, shared, repository)
+                if answer in SILENCE:
+                    raise AssertionError(f"{case.name}: no answer within {TIMEOUT:g} s\n{server.stacks()}")
                 answers[case.name] = mask(answer, {str(repository): "<repository>", shared.name: memory.KEY})
                 if isinstance(case, Http | Grpc) and case.settle:
                     _settle(server)
@@ -63,7 +68,7 @@ def _ask(server: Server, channel: grpc.Channel, case: Case, shared: SharedMemory
         return ask_grpc(channel, case, f"/{shared.name}")
     if isinstance(case, Stream):
         return ask_stream(channel, case)
-    if isinstance(case, Schedule):
+    if isinstance(case, Schedule | Upheaval | Change):
         return case.play(server, repository)
     assert isinstance(case, Memory)
     return {"memory": bytes(shared.buf[case.offset : case.offset + case.size]).hex()}

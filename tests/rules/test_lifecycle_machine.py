@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from conch.registry.lifecycle import UNLOADED, Key, Lifecycle, State, plan
+from conch.registry.lifecycle import STALE, UNLOADED, Key, Lifecycle, State, plan
 
 numbers = st.sets(st.integers(1, 4), min_size=1)
 keys = st.dictionaries(st.integers(1, 4), st.sampled_from([Key("d", b"", "", text) for text in "abc"]))
@@ -73,6 +73,7 @@ class Histories(RuleBasedStateMachine):
     @rule()
     def succeed(self) -> None:
         self.life.loaded(self.loading)
+        assert not any(s.reason for s in self.life.versions.values() if s.state is State.READY)
         self.serving |= self.loading
         self.loading = set()
 
@@ -81,7 +82,9 @@ class Histories(RuleBasedStateMachine):
     def fail(self, data: st.DataObject) -> None:
         culprits = data.draw(st.sets(st.sampled_from(sorted(self.loading)), min_size=1))
         begun = [number for number in self.loading if self.life.versions[number].state is State.LOADING]
+        serving = [number for number in self.loading if self.life.versions[number].state is State.READY]
         self.life.failed(dict.fromkeys(culprits, "boom"), self.loading)
+        assert all(self.life.versions[number].reason == STALE + "boom" for number in serving)
         for number in begun:
             status = self.life.versions[number]
             assert (status.state, status.reason) == (State.UNAVAILABLE, "boom" if number in culprits else UNLOADED)
@@ -132,9 +135,12 @@ class Histories(RuleBasedStateMachine):
         assert unloading <= {number for number, _ in self.draining}
 
     @invariant()
-    def reasons_belong_to_unavailable_versions(self) -> None:
+    def only_what_is_gone_or_stale_has_a_reason(self) -> None:
         for status in self.life.versions.values():
-            assert bool(status.reason) == (status.state is State.UNAVAILABLE)
+            if status.state is State.READY:
+                assert not status.reason or status.reason.startswith(STALE)
+            else:
+                assert bool(status.reason) == (status.state is State.UNAVAILABLE)
 
 
 TestHistories = Histories.TestCase

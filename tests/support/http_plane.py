@@ -175,6 +175,10 @@ class Plane:
         self.loads.append((name, dict(parameters)))
         return self._done(name)
 
+    def load_group(self, models: Mapping[str, Mapping[str, str | bytes]]) -> Future[None]:
+        self.loads += [(name, dict(parameters)) for name, parameters in models.items()]
+        return self._done(next(iter(models)))
+
     def unload(self, name: str, unload_dependents: bool) -> Future[None]:
         self.loads.append((name, {"unload_dependents": str(unload_dependents)}))
         return self._done(name)

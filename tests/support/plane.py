@@ -160,6 +160,10 @@ class RecordingControl:
         self.calls.append(("load", name, dict(parameters)))
         return self._done(name)
 
+    def load_group(self, models: Mapping[str, Mapping[str, str | bytes]]) -> Future[None]:
+        self.calls.append(("group", {name: dict(parameters) for name, parameters in models.items()}))
+        return self._done("broken" if "broken" in models else "")
+
     def unload(self, name: str, unload_dependents: bool) -> Future[None]:
         self.calls.append(("unload", name, unload_dependents))
         return self._done(name)

@@ -47,7 +47,7 @@ class Server:
 
     def __init__(
         self,
-        repository: Path,
+        repository: Path | str,
         *flags: str,
         command: Sequence[str] = CONCH,
         env: Mapping[str, str] | None = None,

@@ -183,11 +183,12 @@ def test_grpc_flags_are_options() -> None:
     assert (options.max_response_pool, options.compression_level) == (11, "low")
 
 
-def test_poll_mode_is_refused() -> None:
-    """The mode that follows the repository is not there yet, and says so before anything is loaded."""
-    assert refusal(REPOSITORY, "--model-control-mode=poll") == (
-        'Bad option: "--model-control-mode".\n--model-control-mode=poll is not supported yet: use none or explicit'
-    )
+def test_poll_mode() -> None:
+    """The repository is polled every 15 seconds unless told otherwise; seconds without the mode are warned of."""
+    assert triton("--model-control-mode=poll").repository.poll_seconds == 15
+    options = triton("--model-control-mode=poll", "--repository-poll-secs=0")
+    assert (options.repository.control_mode, options.repository.poll_seconds, options.ignored) == ("poll", 0, ())
+    assert triton("--repository-poll-secs=3").ignored == ("--repository-poll-secs without --model-control-mode=poll",)
 
 
 @pytest.mark.parametrize("name", [name for name, flag in FLAGS.items() if not flag.sets])
@@ -258,7 +259,8 @@ MESSAGES = {
     "--trace-config=level=x": 'trace-config level".\ninvalid value for trace level option: x',
     "--load-model=": 'load-model".\nInvalid option value. Got ',
     "--model-repository=": 'model-repository".\nInvalid option value. Got ',
-    "--model-repository=s3://b/p": 'model-repository".\nremote model repositories are not supported yet: s3://b/p',
+    "--model-repository=s3://": 'model-repository".\nNo bucket name found in path: s3://',
+    "--model-repository=as://account": 'model-repository".\nInvalid azure storage path: as://account; expected as://',
     "--id=\udcff": "id\".\nInvalid option value. Got '\\udcff'",
 }  # fmt: skip
 

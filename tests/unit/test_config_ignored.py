@@ -19,7 +19,7 @@ OPEN = {
 #: What does something, with any backend.
 EFFECTIVE = {
     "name", "platform", "backend", "version_policy", "ensemble_scheduling", "response_cache", "max_batch_size",
-    "default_model_filename", "metric_tags",
+    "default_model_filename", "metric_tags", "model_repository_agents",
     "parameters", "input.name", "input.data_type", "input.dims", "input.reshape", "input.optional",
     "input.allow_ragged_batch", "output.name", "output.data_type", "output.dims", "output.reshape",
     "output.label_filename",
@@ -40,7 +40,7 @@ CHECKED = {
     "optimization.output_pinned_memory",
 }  # fmt: skip
 #: The load is refused.
-REFUSED = {"model_transaction_policy"}
+REFUSED = {"model_transaction_policy", "runtime"}
 #: The ONNX Runtime backend acts on these, or refuses or warns of them itself.
 ONNX = {
     "batch_input", "batch_output", "optimization.graph", "optimization.execution_accelerators", "model_operations",

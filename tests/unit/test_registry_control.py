@@ -69,6 +69,7 @@ def test_other_modes_refuse(mode: str) -> None:
             {"config": "{}", "file:../x": b""},
             "Invalid file parameter 'file:../x' with normalized path '../x' must stay within model directory.",
         ),
+        ("m", {"force_reload": "perhaps"}, "Load parameter 'force_reload' must be a boolean"),
         ("m", {"config": b"{}"}, "Load parameter 'config' must be a string: the model config as JSON"),
     ],
 )

@@ -70,10 +70,41 @@ def test_start_in_explicit_mode_loads_the_models_named() -> None:
         house.registry.start()
 
 
-def test_poll_mode_is_refused() -> None:
-    """Poll mode is named as not supported instead of being taken for another."""
-    with House(control_mode="poll") as house, pytest.raises(InferError, match="poll is not supported yet"):
+def test_poll_mode_starts_with_all_models() -> None:
+    """Who polls begins with everything that is there."""
+    with House(control_mode="poll") as house:
+        house.store.put("a", 1)
         house.registry.start()
+        assert [served.name for served in house.registry.ready_versions()] == ["a"]
+
+
+def test_a_forced_load_makes_anew_what_has_not_changed() -> None:
+    """`force_reload` loads all versions again, says nothing of the model, and lasts for one load."""
+    with House() as house:
+        house.registry.start()
+        house.store.put("m", 1, 2, config="all")
+        house.load("m")
+        before = [house.registry.find("m", version) for version in ("1", "2")]
+        house.load("m", force_reload="false")
+        assert [house.registry.find("m", version) for version in ("1", "2")] == before
+        house.load("m", force_reload="true")
+        after = [house.registry.find("m", version) for version in ("1", "2")]
+        assert not set(map(id, after)) & set(map(id, before))
+        house.load("m")
+        assert [house.registry.find("m", version) for version in ("1", "2")] == after
+
+
+def test_a_config_that_was_never_understood_holds_back_no_readiness() -> None:
+    """As in Triton: a model that nobody can know yet is no reason to send clients away, one that fails to load is."""
+    with House(control_mode="poll") as house:
+        house.store.put("good", 1)
+        house.registry.start()
+        house.store.put("mistaken", 1, config="broken")
+        error_of(house.registry.load("mistaken", {}))
+        assert house.registry.ready()
+        house.store.put("nover")
+        error_of(house.registry.load("nover", {}))
+        assert not house.registry.ready()
 
 
 def test_look_up_texts() -> None:

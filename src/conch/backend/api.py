@@ -131,6 +131,22 @@ class LoadedModel(Protocol):
         """After all instances are closed."""
 
 
+@runtime_checkable
+class Housed(Protocol):
+    """A loaded model that runs in processes of its own, not in the server's."""
+
+    def processes(self) -> Sequence[int]:
+        """Those that run now, without what they have started; none where it runs in the server's after all."""
+
+
+@runtime_checkable
+class Accelerated(Protocol):
+    """A backend whose models can run on GPUs. Instance groups of others go to the CPU where they do not say."""
+
+    def on_gpus(self) -> bool:
+        """Whether what is installed can use GPUs; called only where there are some. May import the framework."""
+
+
 class Backend(Protocol):
     """One framework. Objects are cheap and stateless; frameworks are imported on first use, not at start-up."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -15,9 +16,14 @@ from conch.types.request import InferRequest
 from conch.types.response import InferResponse
 from conch.types.tensor import Tensor
 
+_LOG = logging.getLogger("conch.backend")
+#: Parameters of Triton's that test its tracing of custom activities.
+_NEEDLESS = frozenset({"enable_custom_tracing", "nested_span_count", "single_activity_frequency"})
+
 
 class IdentityBackend:
-    """Takes the parameter `execute_delay_ms`: how long each execution takes."""
+    """Parameters, as Triton's: `execute_delay_ms` says how long each execution takes, `instance_wise_delay_multiplier`
+    makes that longer for each instance after the second, `creation_delay_sec` is how long a load takes."""
 
     name = "identity"
 
@@ -40,18 +46,25 @@ class IdentityBackend:
                     f"'{out.name}' is {out.datatype.config_name}, an identity model needs the same type",
                     f"set data_type: {into.datatype.config_name} for output '{out.name}'",
                 )
-        return IdentityModel(spec, host, stats, _delay_seconds(config))
+        time.sleep(_number(config, "creation_delay_sec"))
+        for name in sorted(_NEEDLESS & config.parameters.keys()):
+            _LOG.warning("model '%s': parameter '%s' has no effect, it is for tests of Triton's own", spec.name, name)
+        delay = _number(config, "execute_delay_ms") / 1000
+        return IdentityModel(spec, host, stats, delay, _number(config, "instance_wise_delay_multiplier"))
 
 
 class IdentityModel:
-    def __init__(self, spec: ModelSpec, host: Host, stats: ModelStats, delay: float) -> None:
+    def __init__(self, spec: ModelSpec, host: Host, stats: ModelStats, delay: float, multiplier: int) -> None:
         self._spec = spec
         self._host = host
         self._stats = stats
         self._delay = delay
+        self._multiplier = multiplier
 
     def instance(self, placement: Placement) -> IdentityInstance:
-        return IdentityInstance(self._spec, self._host, self._stats, self._delay)
+        number = placement.name.rpartition("_")[2]
+        factor = max(1, self._multiplier * int(number)) if number.isdecimal() else 1
+        return IdentityInstance(self._spec, self._host, self._stats, self._delay * factor)
 
     def ready(self) -> bool:
         return True
@@ -101,14 +114,9 @@ class IdentityInstance:
         return tensors
 
 
-def _delay_seconds(config: ModelConfig) -> float:
-    text = config.parameters["execute_delay_ms"].string_value if "execute_delay_ms" in config.parameters else "0"
-    try:
-        delay = int(text)
-    except ValueError:
-        delay = -1
-    if delay < 0:
-        raise invalid(
-            f"parameter 'execute_delay_ms' of model '{config.name}' is '{text}', expected whole milliseconds >= 0"
-        )
-    return delay / 1000
+def _number(config: ModelConfig, name: str) -> int:
+    text = config.parameters[name].string_value if name in config.parameters else "0"
+    if not text.isdecimal():
+        unit = "whole milliseconds >= 0" if name.endswith("_ms") else "a whole number >= 0"
+        raise invalid(f"parameter '{name}' of model '{config.name}' is '{text}', expected {unit}")
+    return int(text)

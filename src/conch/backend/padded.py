@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from conch.backend.api import Instance, LoadedModel, LoopInstance, Placement, StreamingInstance, ThreadInstance
+from conch.backend.api import Housed, Instance, LoadedModel, LoopInstance, Placement, StreamingInstance, ThreadInstance
 from conch.backend.padding import Padder
 from conch.observe.stats import ModelStats, Reason
 from conch.types.error import internal
@@ -31,6 +31,10 @@ class PaddedModel:
 
     def ready(self) -> bool:
         return self._model.ready()
+
+    def processes(self) -> Sequence[int]:
+        """See `backend.api.Housed`."""
+        return self._model.processes() if isinstance(self._model, Housed) else ()
 
     def close(self) -> None:
         self._model.close()

@@ -14,8 +14,8 @@ from conch.cache.api import Cache, Entry, Far, Near
 from conch.cache.flight import Flight
 from conch.cache.key import Keys
 from conch.observe.stats import ModelStats, Reason
-from conch.types.error import Code, InferError
-from conch.types.request import InferRequest
+from conch.types.error import Code, InferError, unavailable
+from conch.types.request import InferRequest, id_prefix
 
 _log = logging.getLogger("conch.cache")
 
@@ -80,13 +80,13 @@ class CachedScheduler:
         self._waiting: dict[InferRequest, Flight] = {}
         #: Requests for which a far cache is being asked or a place in the queue sought.
         self._asking = 0
-        self._stopped = False
+        self._stopped = self._inner_stopped = False
         self._warned = False
         stats.cached = True
 
     def submit(self, request: InferRequest, /) -> None:
         if self._stopped:
-            self._inner.submit(request)
+            self._refuse(request)
             return
         if self._line is None:
             self._answer(request)
@@ -150,10 +150,35 @@ class CachedScheduler:
 
     def stop(self) -> None:
         self._stopped = True
-        self._inner.stop()
+        with self._lock:
+            idle = not self._waiting and not self._asking
+        if idle:
+            self._stop_inner()
+
+    @property
+    def inner(self) -> Inner:
+        """What executes."""
+        return self._inner
 
     def close(self) -> None:
         self._inner.close()
+
+    def _refuse(self, request: InferRequest) -> None:
+        """It is stopped. While requests wait for others' answers, the scheduler behind must still take one of them."""
+        with self._lock:
+            idle = not self._waiting and not self._asking
+        if not idle:
+            raise unavailable(
+                id_prefix(request.id)
+                + "Server is stopping, scheduler for model has stopped accepting new inference requests"
+            )
+        self._stop_inner()
+        self._inner.submit(request)
+
+    def _stop_inner(self) -> None:
+        if not self._inner_stopped:
+            self._inner_stopped = True
+            self._inner.stop()
 
     # --- for flights ---
 

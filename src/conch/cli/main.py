@@ -10,14 +10,17 @@ from conch import TRITON_VERSION, __version__
 USAGE = """\
 usage: conch COMMAND [options]
 
-  serve REPOSITORY [flags]   serve a Triton model repository over HTTP and gRPC (flags: conch serve --help)
+  serve TARGET [flags]       serve a model repository, a model file or a file of functions over HTTP and gRPC
+                             (what a TARGET can be, and all flags: conch serve --help)
+  import SOURCE [--into DIR] make models of a repository out of TorchServe's, MLServer's and TensorFlow Serving's
+  check REPOSITORY           find what would keep models from loading, and mend it (conch check --help)
   demo                       train a digit classifier, serve it, and classify handwriting it has never seen
   version                    print the version
 
 `tritonserver` takes Triton's own command line."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911  one for each command
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments.pop(0) if arguments else "--help"
     match command:
@@ -25,6 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             from conch.cli.serve import serve  # noqa: PLC0415
 
             return serve(arguments, prog="conch serve")
+        case "import":
+            from conch.cli.importing import main as adopt  # noqa: PLC0415
+
+            return adopt(arguments)
+        case "check":
+            from conch.cli.check import main as check  # noqa: PLC0415
+
+            return check(arguments)
         case "demo":
             from conch.cli.demo import main as demo  # noqa: PLC0415
 
@@ -35,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         case "--help" | "-h" | "help":
             print(USAGE)
             return 0
-    print(f"conch: unknown command '{command}', expected one of: serve, demo, version\n\n{USAGE}", file=sys.stderr)
+    print(
+        f"conch: unknown command '{command}', expected one of: serve, import, check, demo, version\n\n{USAGE}",
+        file=sys.stderr,
+    )
     return 2
 
 

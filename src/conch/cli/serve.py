@@ -5,15 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from conch.config.flags import FlagError, HelpAsked, deprecations, parse, usage
+from conch.cli import targets
+from conch.config.flags import FlagError, HelpAsked, arguments, deprecations, parse, usage
+
+CONCH = "conch serve"
 
 
 def serve(argv: Sequence[str], prog: str) -> int:
-    """Returns the exit code: 0 after an orderly stop, 1 for flags or a start that failed."""
+    """Returns the exit code: 0 after an orderly stop, 1 for flags, targets or a start that failed."""
+    own, rest = targets.take(argv) if prog == CONCH else (targets.Wishes(), list(argv))
     try:
-        options = parse(argv, prog)
+        options = parse(rest, prog)
+        named = arguments(rest, prog) if prog == CONCH else []
     except HelpAsked as asked:
-        print(asked.text)
+        print(targets.HELP + asked.text if prog == CONCH else asked.text)
         return 0
     except FlagError as error:
         # Triton shows its usage before what is wrong; that is a page of flags, so `conch serve` only says where it is.
@@ -23,9 +28,11 @@ def serve(argv: Sequence[str], prog: str) -> int:
         else:
             print(f"{error}\nSee {prog} --help", file=sys.stderr)
         return 1
-    for warning in deprecations(argv, prog):
+    for warning in deprecations(rest, prog):
         print(warning, file=sys.stderr)
+    if prog == CONCH:
+        return targets.serve(options, named, own)
     # Not at the top: `--help` and wrong flags answer without loading the server.
-    from conch.app import run  # noqa: PLC0415
+    from conch.process import run  # noqa: PLC0415
 
     return run(options)

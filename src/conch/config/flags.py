@@ -12,7 +12,9 @@ from typing import Any, Final
 from conch.config.cache_flags import cache_options, deprecation
 from conch.config.flag_table import FLAGS, Flag, titles
 from conch.config.flag_values import FlagValueError
+from conch.config.repository_url import RepositoryUrl, UrlError, is_url, parse_url
 from conch.config.server import (
+    GpuOptions,
     GrpcOptions,
     HostPolicy,
     HttpOptions,
@@ -24,10 +26,10 @@ from conch.config.server import (
     Restriction,
     ServerOptions,
     TraceOptions,
+    TrafficOptions,
 )
 from conch.config.trace_flags import trace_options
 
-_REMOTE: Final = ("s3://", "gs://", "as://")
 _LOOPBACK: Final = "127.0.0.1"
 _EVERYWHERE: Final = "0.0.0.0"  # noqa: S104  Triton's default
 
@@ -79,6 +81,11 @@ def parse(argv: Sequence[str], prog: str, environ: Mapping[str, str] = os.enviro
     return options
 
 
+def arguments(argv: Sequence[str], prog: str) -> list[str]:
+    """Those of `argv`, as parsed before, that are no flags: what to serve, last among the repositories."""
+    return _read(argv, prog).arguments
+
+
 def deprecations(argv: Sequence[str], prog: str) -> list[str]:
     """Triton's warnings for flags that do what they say and have a better successor; `argv` as parsed before."""
     given = _read(argv, prog).values
@@ -95,7 +102,7 @@ def deprecations(argv: Sequence[str], prog: str) -> list[str]:
 def usage(prog: str) -> str:
     """The text of `--help`, grouped like Triton's."""
     triton = prog == "tritonserver"
-    lines = [f"Usage: {prog} [options]{'' if triton else ' [MODEL_REPOSITORY ...]'}", "  --help", "\tPrint usage"]
+    lines = [f"Usage: {prog} [options]{'' if triton else ' TARGET ...'}", "  --help", "\tPrint usage"]
     for group, title in titles().items():
         lines += ["", f"{title}:"]
         for flag in FLAGS.values():
@@ -182,7 +189,7 @@ def _take(given: _Given, flag: Flag, text: str) -> None:
 
 
 def _options(
-    values: Mapping[str, Any], repositories: tuple[Path, ...], address: str, environ: Mapping[str, str]
+    values: Mapping[str, Any], repositories: tuple[Path | RepositoryUrl, ...], address: str, environ: Mapping[str, str]
 ) -> ServerOptions:
     groups: dict[str, dict[str, Any]] = {"http": {"address": address}, "grpc": {"address": address}}
     for name, value in values.items():
@@ -190,6 +197,9 @@ def _options(
         if dot or key in ("id", "exit_timeout"):
             groups.setdefault(group, {})[key] = value
     repository = {**groups.get("repository", {}), "paths": repositories}
+    if repository.get("watch"):
+        # What is broken can be mended while the server runs.
+        repository.setdefault("exit_on_error", False)
     repository["load_models"] = tuple(values.get("load-model", ()))
     # The deprecated flag says the opposite of "auto-complete"; the newer one wins.
     repository["auto_complete"] = not (
@@ -208,14 +218,22 @@ def _options(
         metrics=MetricsOptions(**{"address": http.address, **groups.get("metrics", {})}),
         log=LogOptions(**groups.get("log", {})),
         memory=MemoryOptions(**groups.get("memory", {})),
+        gpu=_gpu(groups.get("gpu", {}), environ),
         trace=_trace(groups.get("trace", {}), environ),
         cache=cache_options(values, environ),
         repository=RepositoryOptions(**repository),
+        traffic=TrafficOptions(**groups.get("traffic", {})),
         rate=RateOptions(values.get("rate-limit", "off"), tuple(values.get("rate-limit-resource", ()))),
         host_policies=_policies(values.get("host-policy", ())),
         backend=_backend(values.get("backend-config", ())),
         ignored=(*(f"--{name}" for name in FLAGS if name in values and not FLAGS[name].sets), *_idle_files(values)),
     )
+
+
+def _gpu(given: Mapping[str, Any], environ: Mapping[str, str]) -> GpuOptions:
+    # Triton's containers set it where they find no driver; "0" is what people write who mean the opposite.
+    enabled = environ.get("TRITON_SERVER_CPU_ONLY", "0").lower() in ("", "0", "false")
+    return GpuOptions(**{**given, "enabled": enabled, "load_limits": dict(given.get("load_limits", ()))})
 
 
 def _trace(given: Mapping[str, Any], environ: Mapping[str, str]) -> TraceOptions:
@@ -230,6 +248,8 @@ def _idle_files(values: Mapping[str, Any]) -> Iterator[str]:
     """Flags that wait for another one: Triton ignores them without a word."""
     if "rate-limit-resource" in values and values.get("rate-limit", "off") == "off":
         yield "--rate-limit-resource without --rate-limit=execution_count"
+    if "repository-poll-secs" in values and values.get("model-control-mode") != "poll":
+        yield "--repository-poll-secs without --model-control-mode=poll"
     for group in ("http", "grpc"):
         mutual = values.get(f"{group}-use-ssl-mutual")
         for name, switch in (("server-cert", "use-ssl"), ("server-key", "use-ssl"), ("root-cert", "use-ssl-mutual")):
@@ -252,9 +272,12 @@ def _backend(settings: Sequence[tuple[str, str, str]]) -> Mapping[str, Mapping[s
     return result
 
 
-def _path(text: str) -> Path:
-    if text.startswith(_REMOTE):
-        raise FlagError(f'Bad option: "--model-repository".\nremote model repositories are not supported yet: {text}')
+def _path(text: str) -> Path | RepositoryUrl:
+    if is_url(text):
+        try:
+            return parse_url(text)
+        except UrlError as error:
+            raise FlagError(f'Bad option: "--model-repository".\n{error}') from None
     if not text.strip() or "\0" in text:
         raise FlagError(f'Bad option: "--model-repository".\nInvalid option value. Got {text!r}')
     return Path(text.removeprefix("file://"))
@@ -264,9 +287,10 @@ def _path(text: str) -> Path:
 
 
 def _check_repository(repository: RepositoryOptions, prog: str) -> None:
-    if repository.control_mode == "poll":
+    if repository.watch and repository.control_mode == "poll":
         raise FlagError(
-            'Bad option: "--model-control-mode".\n--model-control-mode=poll is not supported yet: use none or explicit'
+            "--watch and --model-control-mode=poll both follow the repository: leave one of them out (--watch sees "
+            "changes at once, polling also sees those of remote repositories)"
         )
     if repository.load_models and repository.control_mode != "explicit":
         raise FlagError("Error: Use of '--load-model' requires setting '--model-control-mode=explicit' as well.")

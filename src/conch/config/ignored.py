@@ -8,6 +8,8 @@ from typing import Final
 from conch.pb.model_config_pb2 import ModelConfig
 
 _ONNX = "onnxruntime"
+#: Backends that compute ragged batches.
+_RAGGED = ("onnxruntime", "pytorch")
 
 
 def _group_sets(field: str) -> Callable[[ModelConfig], bool]:
@@ -21,9 +23,8 @@ def _group_sets(field: str) -> Callable[[ModelConfig], bool]:
 #: Field -> whether a config sets it in vain. What backends refuse or warn of by themselves is not here, nor what says
 #: something about GPUs' memory alone (pinned memory), which is nothing to miss on a CPU.
 _FIELDS: Final[dict[str, Callable[[ModelConfig], bool]]] = {
-    "runtime": lambda config: bool(config.runtime),
-    "batch_input": lambda config: config.backend != _ONNX and bool(config.batch_input),
-    "batch_output": lambda config: config.backend != _ONNX and bool(config.batch_output),
+    "batch_input": lambda config: config.backend not in _RAGGED and bool(config.batch_input),
+    "batch_output": lambda config: config.backend not in _RAGGED and bool(config.batch_output),
     "optimization.graph": lambda config: config.backend != _ONNX and config.optimization.HasField("graph"),
     "optimization.priority": lambda config: bool(config.optimization.priority),
     "optimization.cuda": lambda config: config.optimization.HasField("cuda"),
@@ -46,7 +47,6 @@ _FIELDS: Final[dict[str, Callable[[ModelConfig], bool]]] = {
     "instance_group.secondary_devices": _group_sets("secondary_devices"),
     "cc_model_filenames": lambda config: bool(config.cc_model_filenames),
     "model_operations": lambda config: config.backend != _ONNX and config.HasField("model_operations"),
-    "model_repository_agents": lambda config: config.HasField("model_repository_agents"),
     "parameters.TRITON_BATCH_STRATEGY_PATH": lambda config: "TRITON_BATCH_STRATEGY_PATH" in config.parameters,
     "sequence_batching.oldest.preserve_ordering (iterative_sequence)": lambda config: (
         config.sequence_batching.iterative_sequence and config.sequence_batching.oldest.preserve_ordering

@@ -59,15 +59,23 @@ class InstanceGroup:
         return f"gpu_{device}" if self.kind == "GPU" else self.kind.lower()
 
 
-def instance_groups(config: ModelConfig, gpus: Sequence[int] = (), default_count: int = 1) -> list[InstanceGroup]:
+def instance_groups(
+    config: ModelConfig,
+    gpus: Sequence[int] = (),
+    default_count: int = 1,
+    *,
+    auto: bool = True,
+    least: float = 6.0,
+) -> list[InstanceGroup]:
     """The groups of a model, from a config that stays as it is. None for ensembles.
 
-    `gpus` are the GPUs that models may use; `default_count` how many instances a group on CPU has where the config
-    gives no number. Raises InferError (INVALID_ARG) for groups that this machine cannot have.
+    `gpus` are the GPUs that models may use, those of compute capability `least` and more; `default_count` how many
+    instances a group on CPU has where the config gives no number. Groups that do not say where go to the GPUs only
+    with `auto`. Raises InferError (INVALID_ARG) for groups that this machine cannot have.
     """
     complete = ModelConfig()
     complete.CopyFrom(config)
-    fill_instance_groups(complete, gpus, default_count)
+    fill_instance_groups(complete, gpus, default_count, auto=auto, least=least)
     return [
         InstanceGroup(
             group.name,
@@ -90,8 +98,15 @@ def instance_groups(config: ModelConfig, gpus: Sequence[int] = (), default_count
     ]
 
 
-def fill_instance_groups(config: ModelConfig, gpus: Sequence[int] = (), default_count: int = 1) -> None:
-    """Write names, kinds, counts and GPUs into `config`, as the config calls show them. Errors as above."""
+def fill_instance_groups(
+    config: ModelConfig,
+    gpus: Sequence[int] = (),
+    default_count: int = 1,
+    *,
+    auto: bool = True,
+    least: float = 6.0,
+) -> None:
+    """Write names, kinds, counts and GPUs into `config`, as the config calls show them. Arguments, errors as above."""
     if config.platform == "ensemble" or config.HasField("ensemble_scheduling"):
         return
     if not config.instance_group:
@@ -100,21 +115,21 @@ def fill_instance_groups(config: ModelConfig, gpus: Sequence[int] = (), default_
     for index, group in enumerate(config.instance_group):
         group.name = group.name or f"{config.name}_{index}"
         if group.kind == ModelInstanceGroup.KIND_AUTO:
-            listed = bool(gpus) and all(gpu in gpus for gpu in group.gpus)
+            listed = auto and bool(gpus) and all(gpu in gpus for gpu in group.gpus)
             group.kind = ModelInstanceGroup.KIND_GPU if listed else ModelInstanceGroup.KIND_CPU
         if group.count < 1:
             group.count = default_count if group.kind == ModelInstanceGroup.KIND_CPU else 1
         if group.kind == ModelInstanceGroup.KIND_GPU and not group.gpus:
             group.gpus.extend(gpus)
-        _check(config, group, gpus)
+        _check(config, group, gpus, least)
 
 
-def _check(config: ModelConfig, group: ModelInstanceGroup, gpus: Sequence[int]) -> None:
+def _check(config: ModelConfig, group: ModelInstanceGroup, gpus: Sequence[int], least: float) -> None:
     who = f"instance group {group.name} of model {config.name}"
     if group.count > _MOST:
         raise invalid(f"{who} has count {group.count}, more than {_MOST}", f"set count to {_MOST} or less")
     if group.kind == ModelInstanceGroup.KIND_GPU:
-        _check_gpus(who, group, gpus)
+        _check_gpus(who, group, gpus, least)
     elif group.gpus:
         kind = ModelInstanceGroup.Kind.Name(group.kind)
         raise invalid(f"{who} has kind {kind} but specifies one or more GPUs", "remove 'gpus', or use KIND_GPU")
@@ -125,13 +140,13 @@ def _check(config: ModelConfig, group: ModelInstanceGroup, gpus: Sequence[int]) 
         )
 
 
-def _check_gpus(who: str, group: ModelInstanceGroup, gpus: Sequence[int]) -> None:
+def _check_gpus(who: str, group: ModelInstanceGroup, gpus: Sequence[int], least: float) -> None:
     if not gpus and not group.gpus:
         raise invalid(f"{who} has kind KIND_GPU but no GPUs are available", "use KIND_CPU or KIND_AUTO")
     for gpu in group.gpus:
         if gpu not in gpus:
             raise invalid(
                 f"{who} specifies invalid or unsupported gpu id {gpu}. GPUs with at least the minimum required CUDA "
-                f"compute compatibility of 6.000000 are: {', '.join(map(str, gpus))}",
+                f"compute compatibility of {least:f} are: {', '.join(map(str, gpus))}",
                 "list GPUs of this machine in 'gpus'",
             )

@@ -7,7 +7,10 @@ from typing import Final
 
 from conch.config import batching_rules, ensemble_rules, sequence_rules, tensor_rules
 from conch.config.autofill import PLATFORMS
+from conch.config.memory import memory_wish_is_sound
 from conch.config.padding import padding_is_sound
+from conch.config.swap_gate import swap_gate_is_sound
+from conch.config.traffic import traffic_is_sound
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.error import invalid
 
@@ -109,6 +112,9 @@ MODEL_RULES: Final[tuple[Rule, ...]] = (
     cache_suits_scheduler,
     cache_suits_transactions,
     metrics_are_complete,
+    memory_wish_is_sound,
+    traffic_is_sound,
+    swap_gate_is_sound,
 )
 
 IO_RULES: Final[tuple[Rule, ...]] = (*tensor_rules.RULES, padding_is_sound)

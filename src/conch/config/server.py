@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from conch.config.cloud import DEFAULT_CACHE_BYTES
+from conch.config.repository_url import RepositoryUrl
+
 
 @dataclass(frozen=True, slots=True)
 class TlsOptions:
@@ -138,6 +141,18 @@ class MetricsOptions:
 class MemoryOptions:
     #: Whether clients may register shared memory: whoever reaches the server may then read and write segments of it.
     client_shm: bool = False
+    #: Bytes by device, `ram` or `gpu:<n>`, that models may take together with the server; empty for no limit.
+    budget: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GpuOptions:
+    #: Whether GPUs are used at all: not with TRITON_SERVER_CPU_ONLY in the environment.
+    enabled: bool = True
+    #: GPUs below this compute capability are left alone.
+    min_compute_capability: float = 6.0
+    #: GPU -> the share of its memory, from 0 to 1, that must not be in use already when an instance is made there.
+    load_limits: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +196,11 @@ class LogOptions:
 class RepositoryOptions:
     """Where models come from and which of them are loaded at the start."""
 
-    paths: tuple[Path, ...] = ()
+    #: Folders, and URLs of storages.
+    paths: tuple[Path | RepositoryUrl, ...] = ()
+    #: Where local copies of storages' files lie; empty for the usual place.
+    cache_directory: str = ""
+    cache_bytes: int = DEFAULT_CACHE_BYTES
     control_mode: str = "none"
     #: Models of `--load-model`; `("*",)` is all of them.
     load_models: tuple[str, ...] = ()
@@ -193,6 +212,21 @@ class RepositoryOptions:
     config_name: str = ""
     #: Whether models of the same name may be served from different repositories.
     namespacing: bool = False
+    #: Whether models are loaded again as soon as their files are saved.
+    watch: bool = False
+    #: Seconds between two polls in mode `poll`; 0 for none.
+    poll_seconds: int = 15
+    #: Where repository agents lie, a folder each.
+    agent_directory: str = "/opt/tritonserver/repoagents"
+    #: Where Python-based backends lie, as `<name>/model.py`.
+    backend_directory: str = "/opt/tritonserver/backends"
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficOptions:
+    """Who shares the requests for a name: a file of routes (see `config.traffic`), empty for none."""
+
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,10 +240,12 @@ class ServerOptions:
     metrics: MetricsOptions = field(default_factory=MetricsOptions)
     log: LogOptions = field(default_factory=LogOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    gpu: GpuOptions = field(default_factory=GpuOptions)
     trace: TraceOptions = field(default_factory=TraceOptions)
     cache: CacheOptions = field(default_factory=CacheOptions)
     repository: RepositoryOptions = field(default_factory=RepositoryOptions)
     rate: RateOptions = field(default_factory=RateOptions)
+    traffic: TrafficOptions = field(default_factory=TrafficOptions)
     #: `--host-policy`: policy name -> what it says.
     host_policies: Mapping[str, HostPolicy] = field(default_factory=dict)
     #: `--backend-config`: backend name (empty for the global form) -> key -> value.

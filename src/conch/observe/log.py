@@ -52,10 +52,19 @@ def table(logger: logging.Logger, text: str) -> None:
     logger.info("\n%s\n", text.rstrip("\n"), extra={"table": True}, stacklevel=2)
 
 
-class Settings:
-    """What is logged and how, changeable while the server runs. Belongs to one handler, as `handler.settings`."""
+def detached() -> Settings:
+    """Settings of a handler that nobody uses: whoever the server is a part of decides what is logged, and where."""
+    return Settings(Handler(None), LogOptions(), escape=False, levels=False)
 
-    def __init__(self, handler: Handler, options: LogOptions, *, escape: bool) -> None:
+
+class Settings:
+    """What is logged and how, changeable while the server runs. Belongs to one handler, as `handler.settings`.
+
+    `levels`: whether it also says what the server's loggers pass on.
+    """
+
+    def __init__(self, handler: Handler, options: LogOptions, *, escape: bool, levels: bool = True) -> None:
+        self._levels = levels
         self._handler = handler
         self._escape = escape
         self.options = options
@@ -70,7 +79,8 @@ class Settings:
         for old in list(handler.filters):
             handler.removeFilter(old)
         handler.addFilter(Threshold(options))
-        logging.getLogger(_ROOT).setLevel(verbose_level(options.verbose) if options.verbose > 0 else logging.INFO)
+        if self._levels:
+            logging.getLogger(_ROOT).setLevel(verbose_level(options.verbose) if options.verbose > 0 else logging.INFO)
 
 
 class Threshold(logging.Filter):

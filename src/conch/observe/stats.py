@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Protocol
@@ -129,6 +129,8 @@ class ModelStats:
         self.responses: dict[int, ResponseDurations] = {}
         #: Seconds that the load took.
         self.load_seconds = 0.0
+        #: Bytes that it takes, by device (`ram`, `gpu:<n>`); empty where nobody measures.
+        self.memory: Mapping[str, int] = {}
         #: Whether the server pads inputs of the model; their elements as the model saw them, and how many were padding.
         self.pads = False
         self.input_elements = 0
@@ -165,8 +167,10 @@ class ModelStats:
         `start_ns` is when the instance took the batch, `input_end_ns` when its inputs were ready, `output_start_ns`
         when the model was done and `end_ns` when the last answer had been handed to its sink.
         """
-        if self._warming and _warms(*requests, *failed):
-            return
+        if self._warming:
+            requests, failed = _counted(requests), _counted(failed)
+            if not requests and not failed:
+                return
         rows = queued = total = 0
         for request in requests:
             rows += request.form.rows
@@ -243,8 +247,10 @@ class ModelStats:
     ) -> None:
         """A decoupled model has returned from an execution of `requests`, which are answered on their own."""
         execution.input_end_ns, execution.output_start_ns, execution.end_ns = input_end_ns, output_start_ns, end_ns
-        if self._warming and _warms(*requests):
-            return
+        if self._warming:
+            requests = _counted(requests)
+            if not requests:
+                return
         rows = sum([request.form.rows for request in requests])
         with self._lock:
             self.executions += 1
@@ -253,7 +259,7 @@ class ModelStats:
 
     def answered(self, request: InferRequest, execution: Execution, end_ns: int) -> None:
         """A decoupled model has sent the final response of `request`, at `end_ns`, maybe before it has returned."""
-        if self._warming and _warms(request):
+        if self._warming and request.form.model is WARMUP:
             return
         start, input_end = execution.start_ns, execution.input_end_ns or execution.start_ns
         output_start = execution.output_start_ns or end_ns
@@ -349,7 +355,9 @@ class ModelStats:
 
     def failed(self, requests: Sequence[InferRequest], reason: Reason, now_ns: int) -> None:
         """These requests were answered with an error."""
-        if self._warming and _warms(*requests):
+        if self._warming:
+            requests = _counted(requests)
+        if not requests:
             return
         with self._lock:
             self.failures[reason] += len(requests)
@@ -362,6 +370,6 @@ class ModelStats:
                     request.trace.ended()
 
 
-def _warms(*requests: InferRequest) -> bool:
-    """Whether these requests, one execution's, are a warm-up's."""
-    return bool(requests) and requests[0].form.model is WARMUP
+def _counted(requests: Sequence[InferRequest]) -> list[InferRequest]:
+    """These requests without those that are no client's."""
+    return [each for each in requests if each.form.model is not WARMUP]

@@ -5,7 +5,6 @@ No thread waits for another load: what comes next is started by the end of what 
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -14,33 +13,32 @@ from functools import partial
 
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.registry.dependents import Dependents, lacking
-from conch.registry.ensembles import EnsembleLoader, Held, is_ensemble
-from conch.registry.failure import as_infer_error, with_hint
+from conch.registry.ensembles import EnsembleLoader, Held
+from conch.registry.failure import with_hint
+from conch.registry.groups import Group
 from conch.registry.lanes import Lanes
-from conch.registry.loading import Lease, Loading
+from conch.registry.lease import Read
+from conch.registry.load import Batch, Load, needs
+from conch.registry.loading import Loading
 from conch.registry.promises import after, promise, settle
 from conch.registry.roster import Roster
-from conch.registry.served import ServedVersion
+from conch.registry.served import ServedVersion, let_go
 from conch.repository.api import StoredModel
+from conch.repository.override import forced, split
 from conch.types.error import InferError, internal, invalid
 from conch.types.model import identity
 
 log = logging.getLogger("conch.registry")
-
-#: The loads of a start-up, by model: each model is loaded once, whoever needs it.
-Batch = dict[str, Future[None]]
-#: An ensemble as it was read; the lease keeps its files, and is held once more for each load.
-Read = tuple[StoredModel, ModelConfig, Lease]
 
 
 class Assembly:
     """Any thread. The futures end with None or an InferError."""
 
     def __init__(self, lanes: Lanes, loading: Loading, roster: Roster, ensembles: EnsembleLoader | None) -> None:
-        self._lanes = lanes
-        self._loading = loading
-        self._roster = roster
-        self._ensembles = ensembles
+        self.lanes = lanes
+        self.loading = loading
+        self.roster = roster
+        self.ensembles = ensembles
         self._lock = threading.Lock()
         self._graph = Dependents()
         #: Ensembles as they were read last, to be made anew without reading them again.
@@ -55,16 +53,32 @@ class Assembly:
 
         With `batch` all ensembles are being loaded anyway, and none is made anew.
         """
+        outer, fresh = self.enter(name, batch, asked=True)
+        if fresh:
+            gated, plain = split(parameters)
+            Load(self, name, plain, batch, (), asked=True, gated=gated, anew=forced(parameters)).begin(outer)
+        return outer
+
+    def enter(self, name: str, batch: Batch | None, *, asked: bool) -> tuple[Future[None], bool]:
+        """The future of a load; False where the batch has begun it already."""
         with self._lock:
             begun = None if batch is None else batch.get(name)
             if begun is not None:
-                self._graph_asked(name)
-                return begun
+                if asked:
+                    self._graph_asked(name)
+                return begun, False
             outer = promise()
             if batch is not None:
                 batch[name] = outer
-        _Load(self, name, parameters, batch, (), asked=True).begin(outer)
-        return outer
+        return outer, True
+
+    def load_group(self, asked: Mapping[str, Mapping[str, str | bytes]]) -> Future[None]:
+        """Load all of these or none, swapped in one step; then the ensembles that need them are made anew, once."""
+        split_all = {name: split(parameters) for name, parameters in asked.items()}
+        # One word for all: what is swapped together is let through together.
+        gated = all(gated for gated, _ in split_all.values())
+        anew = frozenset(name for name, parameters in asked.items() if forced(parameters))
+        return Group(self, {name: plain for name, (_, plain) in split_all.items()}, gated=gated, anew=anew).begin()
 
     def unload(self, name: str, *, cascade: bool = False) -> Future[None]:
         """With `cascade`, models that only this one needed, and that nobody asked for, go with it."""
@@ -73,11 +87,11 @@ class Assembly:
             for each in gone:
                 self._forget(each)
         outer = promise()
-        futures = [self._lanes.submit(each, partial(self._roster.unload, each)) for each in gone]
+        futures = [self.lanes.submit(each, partial(self.roster.unload, each)) for each in gone]
 
         def unloaded() -> None:
             errors = [error for future in futures if (error := future.exception()) is not None]
-            self._renew_dependents(gone, set(gone), partial(settle, outer, errors[0] if errors else None))
+            self.renew_dependents(gone, set(gone), partial(settle, outer, errors[0] if errors else None))
 
         after(futures, unloaded)
         return outer
@@ -103,44 +117,48 @@ class Assembly:
     def left_alone(self, name: str) -> bool:
         """Whether a member stays as it is when an ensemble is loaded."""
         with self._lock:
-            return name in self._overridden and bool(self._roster.table.versions(name))
+            return name in self._overridden and bool(self.roster.table.versions(name))
 
-    def load_plain(self, stored: StoredModel, config: ModelConfig) -> None:
-        self._loading.carry_out(stored, config)
+    def load_plain(self, stored: StoredModel, config: ModelConfig, *, gated: bool) -> None:
+        self.loading.carry_out(stored, config, gated=gated)
 
     def load_ensemble(self, read: Read, *, again: bool = False) -> None:
         """Blocking; the members have been loaded, or have failed. `again`: a member has changed. Raises InferError."""
         stored, config, lease = read
         name = stored.identity
-        if self._ensembles is None:
+        if self.ensembles is None:
             raise internal(f"model '{name}' is an ensemble, and this server was made without any")
-        previous = self._roster.table.versions(name)
+        previous = self.roster.table.versions(name)
+        members: list[ServedVersion] = []
         try:
-            members = self._members(name, config)
-            self._ensembles.check(config, members)
+            members = self._hold_members(name, config)
+            self.ensembles.check(config, members)
         except InferError as error:
+            let_go(members)
+            self.loading.loads.failed(name)
             log.error("%s", with_hint(str(error), error.hint))  # noqa: TRY400  the text says it
             if previous and (again or not self._intact(previous)):
-                self._roster.unload(name)
+                self.roster.unload(name)
             elif not previous:
-                self._roster.refused(name, error, known=True)
+                self.roster.refused(name, error, known=True)
             self.ended(name, error)
             raise invalid(f"load failed for model '{name}': {error.message}\n", error.hint) from error
         bound = "".join([f"|{member.identity}:{member.version}#{member.serial}" for member in members])
-        load = partial(self._ensembles.load, members, previous)
+        load = partial(self.ensembles.load, members, previous)
         lease.hold()
-        self._loading.carry_out(stored, config, load, bound)
+        try:
+            self.loading.carry_out(stored, config, load, bound)
+        finally:
+            # The ensemble, if there is one now, holds them itself.
+            let_go(members)
 
-    def keep(self, stored: StoredModel, config: ModelConfig) -> Read:
+    def keep(self, read: Read) -> None:
         """Remember an ensemble, and its files, to make it anew."""
-        lease = Lease(stored.release)
-        read = (dataclasses.replace(stored, release=lease.drop), config, lease)
         with self._lock:
-            before = self._read.get(stored.identity)
-            self._read[stored.identity] = read
+            before = self._read.get(read[0].identity)
+            self._read[read[0].identity] = read
         if before is not None:
             before[2].drop()
-        return read
 
     def finish(self, name: str, outer: Future[None], error: InferError | None, batch: Batch | None,
                path: tuple[str, ...]) -> None:  # fmt: skip
@@ -148,7 +166,17 @@ class Assembly:
         if batch is not None:
             settle(outer, error)
         else:
-            self._renew_dependents([name], {name, *path}, partial(settle, outer, error))
+            self.renew_dependents([name], {name, *path}, partial(settle, outer, error))
+
+    def _hold_members(self, name: str, config: ModelConfig) -> list[ServedVersion]:
+        """As `_members`; none of them ends meanwhile."""
+        while True:
+            members = self._members(name, config)
+            held = [member for member in members if member.hold()]
+            if len(held) == len(members):
+                return members
+            # One was replaced between the look and the hold: its successor serves already.
+            let_go(held)
 
     def _members(self, name: str, config: ModelConfig) -> list[ServedVersion]:
         """The versions that run the steps. Raises InferError with Triton's texts."""
@@ -158,10 +186,10 @@ class Assembly:
                     "Newer operation has been applied to the model lifecycle, current load operation is out-dated."
                 )
             circle = self._graph.circle(name)
-            needs = _needs(config)
-            missing = [each for each in needs if not self._graph.knows(each)]
-            failures = {each: self._failures.get(each) for each in needs}
-            ensembles = {each for each in needs if self._graph.needs(each)}
+            wanted = needs(config)
+            missing = [each for each in wanted if not self._graph.knows(each)]
+            failures = {each: self._failures.get(each) for each in wanted}
+            ensembles = {each for each in wanted if self._graph.needs(each)}
         if circle:
             raise invalid(f"circular dependency between ensembles: {name} -> ... -> {circle} -> {name}")
         if missing:
@@ -172,7 +200,7 @@ class Assembly:
         members = []
         for step in config.ensemble_scheduling.step:
             model = identity(step.model_namespace, step.model_name)
-            versions = self._roster.table.versions(model)
+            versions = self.roster.table.versions(model)
             depends = f"ensemble '{name}' depends on '{model}'"
             if not versions:
                 raise lacking(depends, model, failures[model], ensemble=model in ensembles)
@@ -189,12 +217,12 @@ class Assembly:
         """Whether an ensemble's members still serve, so that it can go on as it is."""
         held = [served.loaded.members for served in previous.values() if isinstance(served.loaded, Held)]
         return all(
-            self._roster.table.versions(member.identity).get(member.version) is member
+            self.roster.table.versions(member.identity).get(member.version) is member
             for members in held
             for member in members
         )
 
-    def _renew_dependents(self, names: Iterable[str], but: set[str], then: Callable[[], None]) -> None:
+    def renew_dependents(self, names: Iterable[str], but: set[str], then: Callable[[], None]) -> None:
         """Make anew the ensembles that need one of these, then those that need them, and so on; then call `then`."""
         with self._lock:
             levels = self._graph.affected(names, but)
@@ -204,7 +232,7 @@ class Assembly:
         if not levels:
             then()
             return
-        futures = [self._lanes.submit(each, partial(self._renew, each)) for each in levels[0]]
+        futures = [self.lanes.submit(each, partial(self._renew, each)) for each in levels[0]]
         after(futures, lambda: self._renew_levels(levels[1:], then))
 
     def _renew(self, name: str) -> None:
@@ -230,82 +258,3 @@ class Assembly:
         read = self._read.pop(name, None)
         if read is not None:
             read[2].drop()
-
-
-class _Load:
-    """One load: read, load the members, load."""
-
-    def __init__(
-        self,
-        assembly: Assembly,
-        name: str,
-        parameters: Mapping[str, str | bytes],
-        batch: Batch | None,
-        path: tuple[str, ...],
-        *,
-        asked: bool,
-    ) -> None:
-        self._assembly = assembly
-        self._name = name
-        self._parameters = parameters
-        self._batch = batch
-        self._path = path
-        self._asked = asked
-        #: An ensemble, once it is read.
-        self._found: Read | None = None
-        self._circular = False
-
-    def begin(self, outer: Future[None]) -> None:
-        first = self._assembly._lanes.submit(self._name, self._read)
-        after([first], lambda: self._members(outer, first))
-
-    def _read(self) -> None:
-        assembly, name = self._assembly, self._name
-        stored, config = assembly._loading.read(name, self._parameters)
-        needs = _needs(config)
-        self._circular = assembly.note(name, needs, asked=self._asked, overridden=bool(self._parameters))
-        if is_ensemble(config):
-            self._found = assembly.keep(stored, config)
-        else:
-            assembly.load_plain(stored, config)
-
-    def _members(self, outer: Future[None], first: Future[None]) -> None:
-        if self._found is None:
-            self._end(outer, first)
-            return
-        config = self._found[1]
-        needs = list(dict.fromkeys(_needs(config)))
-        futures = (
-            [] if self._circular else [self._member(each) for each in needs if not self._assembly.left_alone(each)]
-        )
-        after(futures, lambda: self._load(outer))
-
-    def _member(self, name: str) -> Future[None]:
-        batch = self._batch
-        with self._assembly._lock:
-            begun = None if batch is None else batch.get(name)
-            if begun is not None:
-                return begun
-            outer = promise()
-            if batch is not None:
-                batch[name] = outer
-        load = _Load(self._assembly, name, {}, batch, (*self._path, self._name), asked=False)
-        load.begin(outer)
-        return outer
-
-    def _load(self, outer: Future[None]) -> None:
-        assert self._found is not None
-        second = self._assembly._lanes.submit(self._name, partial(self._assembly.load_ensemble, self._found))
-        after([second], lambda: self._end(outer, second))
-
-    def _end(self, outer: Future[None], last: Future[None]) -> None:
-        raised = last.exception()
-        error = None if raised is None else as_infer_error(raised)
-        if self._found is None or error is None:
-            self._assembly.ended(self._name, error)
-        self._assembly.finish(self._name, outer, error, self._batch, self._path)
-
-
-def _needs(config: ModelConfig) -> list[str]:
-    """The models of an ensemble's steps; those in namespaces by their identity."""
-    return [identity(step.model_namespace, step.model_name) for step in config.ensemble_scheduling.step]

@@ -32,6 +32,8 @@ class Equipment:
     turns: Turns | None = None
     #: Host policy -> the CPUs that its instances run on.
     policies: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    #: Whether a GPU has room for another instance (its number, the instance's name): raises InferError where not.
+    admit: Callable[[int, str], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +187,8 @@ class Crew:
     def _equip(self, kind: _Kind, place: Place, count: int) -> Instance:
         """One instance, warm and in its place."""
         cores = self._equipment.policies.get(kind.host_policy, _NOWHERE)
+        if kind.kind == "GPU" and self._equipment.admit is not None:
+            self._equipment.admit(place.device, place.name)
         with _on(cores):
             instance = self._loaded.instance(Placement(place.name, kind.kind, place.device, count, cores))
             try:

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 
+from conch.registry.promises import promise, settle
 from conch.types.error import unavailable
 
 Work = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    work: Work
+    future: Future[None]
+    #: The lane is kept until this has ended; None: until the work is done.
+    until: Future[None] | None
 
 
 class Lanes:
@@ -19,23 +30,31 @@ class Lanes:
         self._pool = ThreadPoolExecutor(threads, "conch-load")
         self._lock = threading.Lock()
         #: Lane -> the work that waits behind the one in progress.
-        self._waiting: dict[str, deque[tuple[Work, Future[None]]]] = {}
+        self._waiting: dict[str, deque[_Item]] = {}
         self._ended = False
 
     def submit(self, lane: str, work: Work) -> Future[None]:
         """Run `work` after everything submitted to this lane before. Its exception becomes the future's."""
-        future: Future[None] = Future()
-        # Who stops waiting must not stop the work.
-        future.set_running_or_notify_cancel()
+        return self.hold({lane: work}, None)[0]
+
+    def hold(self, works: Mapping[str, Work], until: Future[None] | None) -> list[Future[None]]:
+        """As `submit`, for several lanes at once, none of which goes on with other work before `until` has ended.
+
+        Two such groups take all lanes that they share in the same order, so they cannot wait for each other.
+        """
+        items = []
         with self._lock:
-            if self._ended:
-                future.set_exception(unavailable("Server exiting"))
-            elif lane in self._waiting:
-                self._waiting[lane].append((work, future))
-            else:
-                self._waiting[lane] = deque()
-                self._pool.submit(self._run, lane, work, future)
-        return future
+            for lane, work in works.items():
+                item = _Item(work, promise(), until)
+                items.append(item)
+                if self._ended:
+                    item.future.set_exception(unavailable("Server exiting"))
+                elif lane in self._waiting:
+                    self._waiting[lane].append(item)
+                else:
+                    self._waiting[lane] = deque()
+                    self._pool.submit(self._run, lane, item)
+        return [item.future for item in items]
 
     def busy(self) -> int:
         """Lanes with work in progress."""
@@ -46,29 +65,44 @@ class Lanes:
         """Refuse new work and what has not begun; work in progress goes on."""
         with self._lock:
             self._ended = True
-            waiting = [future for lane in self._waiting.values() for _, future in lane]
+            waiting = [item.future for lane in self._waiting.values() for item in lane]
             for lane in self._waiting.values():
                 lane.clear()
         for future in waiting:
             future.set_exception(unavailable("Server exiting"))
         self._pool.shutdown(wait=False)
 
-    def _run(self, lane: str, work: Work, future: Future[None]) -> None:
-        while True:
+    def _run(self, lane: str, item: _Item | None) -> None:
+        while item is not None:
             error: BaseException | None = None
             try:
-                work()
+                item.work()
             except BaseException as raised:  # noqa: BLE001  it is the future's
                 error = raised
-            with self._lock:
-                following = self._waiting[lane].popleft() if self._waiting[lane] else None
-                if following is None:
-                    del self._waiting[lane]
-            # Who waits for the future may find the lane free.
-            if error is None:
-                future.set_result(None)
-            else:
-                future.set_exception(error)
-            if following is None:
+            if item.until is not None:
+                settle(item.future, error)
+                item.until.add_done_callback(partial(self._go_on, lane))
                 return
-            work, future = following
+            following = self._next(lane)
+            # Who waits for the future may find the lane free.
+            settle(item.future, error)
+            item = following
+
+    def _go_on(self, lane: str, _: Future[None]) -> None:
+        item = self._next(lane)
+        while item is not None:
+            try:
+                self._pool.submit(self._run, lane, item)
+            except RuntimeError:
+                item.future.set_exception(unavailable("Server exiting"))
+                item = self._next(lane)
+            else:
+                return
+
+    def _next(self, lane: str) -> _Item | None:
+        """What the lane does next; if that is nothing, the lane is free."""
+        with self._lock:
+            if self._waiting[lane]:
+                return self._waiting[lane].popleft()
+            del self._waiting[lane]
+            return None

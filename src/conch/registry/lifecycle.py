@@ -8,6 +8,8 @@ from enum import Enum
 
 #: The reason of a version that somebody unloaded; such a version does not count against readiness.
 UNLOADED = "unloaded"
+#: How the reason of a version begins that serves on because a newer one could not be loaded.
+STALE = "load of a newer one failed: "
 
 
 class State(Enum):
@@ -93,7 +95,7 @@ class Status:
 class Lifecycle:
     """The states of one model's versions.
 
-    A version that is READY stays READY while its successor loads, and when that load fails.
+    A version that is READY stays READY while its successor loads, and when that load fails; its reason says so then.
     """
 
     versions: dict[int, Status] = field(default_factory=dict)
@@ -103,9 +105,12 @@ class Lifecycle:
     known: bool = False
 
     def refused(self, reason: str, *, known: bool) -> None:
-        """A load failed before it came to any version."""
+        """A load failed before it came to any version: those that serve go on, and say so."""
         self.reason = reason
         self.known = self.known or known
+        for status in self.versions.values():
+            if status.state is State.READY:
+                status.reason = STALE + reason
 
     def load(self, numbers: Iterable[int]) -> None:
         """These versions begin to load."""
@@ -122,13 +127,23 @@ class Lifecycle:
             status = self.versions[number]
             status.state, status.reason = State.READY, ""
             status.turn += 1
+        for status in self.versions.values():
+            # What serves on is what was asked for.
+            if status.state is State.READY:
+                status.reason = ""
 
-    def failed(self, reasons: Mapping[int, str], numbers: Iterable[int]) -> None:
-        """A load failed with these reasons; its other versions (`numbers` are all of them) are given up with it."""
-        for number in numbers:
+    def failed(self, reasons: Mapping[int, str], numbers: Iterable[int], why: str = "") -> None:
+        """A load failed with these reasons; its other versions (`numbers` are all of them) are given up with it.
+
+        `why` says it where it was given up for something else.
+        """
+        because = "; ".join(dict.fromkeys(reasons.values())) or why
+        for number in {*numbers, *reasons}:
             status = self.versions[number]
             if status.state is State.LOADING:
                 status.state, status.reason = State.UNAVAILABLE, reasons.get(number, UNLOADED)
+            elif status.state is State.READY:
+                status.reason = STALE + reasons.get(number, because)
 
     def unload(self, numbers: Iterable[int]) -> dict[int, int]:
         """These versions stop serving; returns each one's turn, to be given to `unloaded`."""
@@ -170,9 +185,12 @@ class Lifecycle:
         )
 
     def settled(self) -> bool:
-        """Whether every version is READY or was unloaded on purpose, and no load failed that left nothing serving."""
+        """Whether every version is READY or was unloaded on purpose, and no load failed that left nothing serving.
+
+        A model whose config was never understood is nobody's yet, as in Triton: its arrival changes nothing.
+        """
         states = self.versions.values()
-        if self.reason and not any(status.state is State.READY for status in states):
+        if self.reason and self.known and not any(status.state is State.READY for status in states):
             return False
         return all(
             status.state is State.READY or (status.state is State.UNAVAILABLE and status.reason == UNLOADED)

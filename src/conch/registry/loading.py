@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
+from conch.observe.loads import Loads
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.registry.crew import Change
-from conch.registry.failure import as_infer_error, with_hint
+from conch.registry.failure import as_infer_error, tell, with_hint
+from conch.registry.lease import Lease
 from conch.registry.lifecycle import Key, Plan
-from conch.registry.roster import Roster
+from conch.registry.roster import Arrival, Roster
 from conch.registry.served import ServedVersion
 from conch.repository.api import ModelStore, StoredModel
 from conch.repository.override import PREFIX
@@ -38,41 +40,93 @@ class VersionLoader(Protocol):
     ) -> ServedVersion: ...
 
 
+class Gate(Protocol):
+    def __call__(self, new: ServedVersion, old: ServedVersion, /) -> None:
+        """Raises InferError where `new` must not take over from `old`. Blocking."""
+
+
+def _let_through(new: ServedVersion, old: ServedVersion, /) -> None:
+    """Without a gate."""
+
+
 class Loading:
     """Carries loads out. Calls for one model must not overlap; calls for different models may."""
 
     def __init__(
-        self, store: ModelStore, prepare: Prepare, loader: VersionLoader, roster: Roster, threads: int
+        self,
+        store: ModelStore,
+        prepare: Prepare,
+        loader: VersionLoader,
+        roster: Roster,
+        threads: int,
+        loads: Loads | None = None,
+        gate: Gate | None = None,
     ) -> None:
+        #: What became of the loads.
+        self.loads = loads or Loads()
+        self._gate = gate or _let_through
         self._store = store
         self._prepare = prepare
         self._loader = loader
         self._roster = roster
         self._pool = ThreadPoolExecutor(max(1, threads), "conch-version")
 
-    def load(self, name: str, parameters: Mapping[str, str | bytes]) -> None:
-        """Blocking. Raises InferError with Triton's texts; then what served before goes on serving."""
-        self.carry_out(*self.read(name, parameters))
-
     def carry_out(
-        self, stored: StoredModel, config: ModelConfig, load: LoadVersion | None = None, identity: str = ""
+        self,
+        stored: StoredModel,
+        config: ModelConfig,
+        load: LoadVersion | None = None,
+        identity: str = "",
+        *,
+        gated: bool = True,
     ) -> None:
-        """The second half of `load`. `load` makes a version, and `identity` decides beside its files how it behaves."""
+        """Load what was read. Blocking. Raises InferError with Triton's texts; then what served goes on serving.
+
+        `load` makes a version, and `identity` decides beside its files how it behaves.
+        """
+        self.commit([self.make(stored, config, load, identity, gated=gated)])
+
+    def make(
+        self,
+        stored: StoredModel,
+        config: ModelConfig,
+        load: LoadVersion | None = None,
+        identity: str = "",
+        *,
+        gated: bool = True,
+    ) -> Ready:
+        """The first half of `carry_out`: all versions are made, and none serves yet. Then `commit` or `discard`."""
         name = stored.identity
         lease = Lease(stored.release)
         try:
             wanted = self._wanted(stored, config, identity)
-            todo = self._roster.begin(name, wanted)
-            made, changes = self._load_versions(stored, config, todo, wanted, lease, load or self._loader.load)
-            self._roster.serve(name, todo, made, stored.versions)
-            for change in changes:
-                change.commit()
+            todo = self._roster.begin(name, wanted, anew=stored.anew)
+            made, changes = self._load_versions(stored, config, todo, wanted, lease, load or self._loader.load, gated)
+        except BaseException as raised:
+            self.loads.failed(name, rejected=isinstance(raised, RejectedError))
+            raise
         finally:
             lease.drop()
-        if made:
-            log.info("successfully loaded '%s'", name)
-        elif changes:
-            log.info("successfully changed the instances of '%s'", name)
+        return Ready(Arrival(name, todo, made, stored.versions), changes, stored.served)
+
+    def commit(self, loads: Sequence[Ready]) -> None:
+        """Swap all of them in one step."""
+        self._roster.serve([each.arrival for each in loads])
+        for each in loads:
+            each.served()
+            for change in each.changes:
+                change.commit()
+            if each.arrival.made:
+                log.info("successfully loaded '%s'", each.arrival.name)
+            elif each.changes:
+                log.info("successfully changed the instances of '%s'", each.arrival.name)
+            self.loads.succeeded(each.arrival.name)
+
+    def discard(self, load: Ready, why: str) -> None:
+        """It is not wanted any more: what served goes on serving."""
+        for change in load.changes:
+            change.cancel()
+        self._roster.failed(load.arrival.name, load.arrival.todo, load.arrival.made.values(), {}, why)
 
     def end(self) -> None:
         """Versions that have not begun to load never will."""
@@ -93,6 +147,7 @@ class Loading:
             reason = with_hint(error.message, error.hint)
             polled = reason.startswith("failed to poll model")
             log.error("%s", reason if polled else f"Poll failed for model directory '{name}': {reason}")  # noqa: TRY400  the text says it
+            self.loads.failed(name)
             # A mistake in the request (a name that is nowhere, a bad override) says nothing of the server's health.
             if not parameters and error.code is not Code.NOT_FOUND:
                 self._roster.refused(name, error, known=False)
@@ -143,7 +198,11 @@ class Loading:
         looks = stored.fingerprint
         return {
             number: Key(
-                str(stored.directory), settings, looks.shared + identity, looks.versions.get(number, ""), instances
+                stored.place or str(stored.directory),
+                settings,
+                looks.shared + identity,
+                looks.versions.get(number, ""),
+                instances,
             )
             for number in selected
         }
@@ -156,14 +215,15 @@ class Loading:
         wanted: Mapping[int, Key],
         lease: Lease,
         load: LoadVersion,
+        gated: bool,
     ) -> tuple[dict[int, ServedVersion], list[Change]]:
         """Load all of them side by side, and open what changes; if one fails, give up the others and raise."""
         name = stored.identity
+        made: dict[int, ServedVersion] = {}
+        changes: list[Change] = []
+        reasons: dict[int, InferError] = {}
         futures: dict[int, Future[ServedVersion]] = {}
         changing: dict[int, Future[Change]] = {}
-        changes: list[Change] = []
-        made: dict[int, ServedVersion] = {}
-        reasons: dict[int, InferError] = {}
         for number in todo.load:
             log.info("loading: %s:%d", name, number)
             lease.hold()
@@ -179,25 +239,17 @@ class Loading:
             except (RuntimeError, KeyError):
                 reasons[number] = unavailable("Server exiting")
         for number, future in futures.items():
-            try:
-                made[number] = future.result()
-            except CancelledError:
+            served = _outcome(future, f"failed to load '{name}' version {number}", number, reasons)
+            if served is None:
                 lease.drop()
-                reasons[number] = unavailable("Server exiting")
-            except BaseException as raised:  # noqa: BLE001  a model's code may raise anything
-                lease.drop()
-                error = reasons[number] = as_infer_error(raised)
-                text = with_hint(f"failed to load '{name}' version {number}: {error}", error.hint)
-                log.error("%s", text)  # noqa: TRY400
+            else:
+                made[number] = served
         for number, coming in changing.items():
-            try:
-                changes.append(coming.result())
-            except CancelledError:
-                reasons[number] = unavailable("Server exiting")
-            except BaseException as raised:  # noqa: BLE001  a model's code may raise anything
-                error = reasons[number] = as_infer_error(raised)
-                text = with_hint(f"failed to change the instances of '{name}' version {number}: {error}", error.hint)
-                log.error("%s", text)  # noqa: TRY400
+            change = _outcome(coming, f"failed to change the instances of '{name}' version {number}", number, reasons)
+            if change is not None:
+                changes.append(change)
+        rejected = self._rejected(name, made, serving) if gated and not reasons else {}
+        reasons.update(rejected)
         if not reasons:
             return made, changes
         for change in changes:
@@ -209,24 +261,48 @@ class Loading:
             for number, error in reasons.items()
         ]
         hints = "; ".join(dict.fromkeys([error.hint for error in reasons.values() if error.hint]))
-        raise invalid(f"load failed for model '{name}': {''.join(parts)}\n", hints)
+        failed = RejectedError if rejected else InferError
+        raise failed(Code.INVALID_ARG, f"load failed for model '{name}': {''.join(parts)}\n", hints)
+
+    def _rejected(
+        self, name: str, made: Mapping[int, ServedVersion], serving: Mapping[int, ServedVersion]
+    ) -> dict[int, InferError]:
+        """Those that must not take over from what serves, and why."""
+        reasons: dict[int, InferError] = {}
+        for number, served in made.items() if serving else ():
+            try:
+                self._gate(served, serving.get(number) or serving[max(serving)])
+            except InferError as error:
+                reasons[number] = error
+                text = with_hint(f"the gate of '{name}' keeps version {number} out: {error}", error.hint)
+                log.error("%s", text)  # noqa: TRY400
+        return reasons
 
 
-class Lease:
-    """Gives a model's files back when the load and the last version that uses them are done with them."""
+_Made = TypeVar("_Made")
 
-    def __init__(self, release: Callable[[], None]) -> None:
-        self._release = release
-        self._lock = threading.Lock()
-        self._holders = 1
 
-    def hold(self) -> None:
-        with self._lock:
-            self._holders += 1
+def _outcome(future: Future[_Made], what: str, number: int, reasons: dict[int, InferError]) -> _Made | None:
+    """What was made; None where that failed, and then `reasons` has why."""
+    try:
+        return future.result()
+    except CancelledError:
+        reasons[number] = unavailable("Server exiting")
+    except BaseException as raised:  # noqa: BLE001  a model's code may raise anything
+        error = reasons[number] = as_infer_error(raised)
+        tell(log, f"{what}: {error}", error.hint)
+    return None
 
-    def drop(self) -> None:
-        with self._lock:
-            self._holders -= 1
-            last = self._holders == 0
-        if last:
-            self._release()
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A load that only has to be put in force."""
+
+    arrival: Arrival
+    changes: Sequence[Change]
+    #: Tells where the files came from that they serve.
+    served: Callable[[], None]
+
+
+class RejectedError(InferError):
+    """The gate would not let a version through."""

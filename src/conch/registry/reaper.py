@@ -10,12 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
+from conch.memory.reclaim import reclaim
 from conch.registry.served import ServedVersion
+from conch.registry.succession import lingers
 
 log = logging.getLogger("conch.registry")
 
 #: How long to wait, at most, for the event loop to say that it has seen the change: it may not be running.
 _SETTLE_SECONDS = 1.0
+#: The time between two reclaims, at least.
+_TIDY_PAUSE = 0.2
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.001, 0.02
 
 
@@ -48,6 +52,9 @@ class Reaper:
         self._changed = threading.Condition()
         self._retired: list[_Retired] = []
         self._closing = 0
+        #: Something was closed since memory was reclaimed, which is done again at this time at the earliest.
+        self._untidy = False
+        self._tidy_at = 0.0
         self._ended = False
         self._thread: threading.Thread | None = None
 
@@ -56,14 +63,17 @@ class Reaper:
         item = _Retired(served, done, time.monotonic() + _SETTLE_SECONDS)
         with self._changed:
             self._retired.append(item)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._watch, name="conch-reaper", daemon=True)
-                self._thread.start()
-            self._changed.notify_all()
+            self._wake()
         try:
             self._post(item.settle)
         except RuntimeError:
             item.settle()
+
+    def tidy(self) -> None:
+        """A load has failed half-way: what it has freed is given back soon."""
+        with self._changed:
+            self._untidy = True
+            self._wake()
 
     def alive(self) -> int:
         """Retired versions that are not closed yet."""
@@ -86,8 +96,8 @@ class Reaper:
         pause = _SHORTEST_PAUSE
         while True:
             with self._changed:
-                while not self._retired and not self._ended:
-                    self._changed.wait()
+                while not self._retired and not self._ended and (left := self._untidy_in()) != 0:
+                    self._changed.wait(left)
                     pause = _SHORTEST_PAUSE
                 if self._ended:
                     return
@@ -101,9 +111,12 @@ class Reaper:
                     return
                 for item in finished:
                     self._closers.submit(self._close, item)
+                tidy = self._untidy_in() == 0
                 pause = _SHORTEST_PAUSE if finished else min(pause * 2, _LONGEST_PAUSE)
-                if self._retired:
+                if self._retired and not tidy:
                     self._changed.wait(pause)
+            if tidy:
+                self._reclaim()
 
     def _close(self, item: _Retired) -> None:
         try:
@@ -116,13 +129,34 @@ class Reaper:
         finally:
             with self._changed:
                 self._closing -= 1
+                self._untidy = True
                 self._changed.notify_all()
+
+    def _untidy_in(self) -> float | None:
+        """With the lock held: seconds until memory is to be reclaimed; None: there is nothing to reclaim."""
+        if not self._untidy or self._closing:
+            return None
+        return max(0.0, self._tidy_at - time.monotonic())
+
+    def _reclaim(self) -> None:
+        """What frameworks have freed stays with the process otherwise, and is as good as lost. Once for many."""
+        self._untidy = False
+        reclaim()
+        self._tidy_at = time.monotonic() + _TIDY_PAUSE
+
+    def _wake(self) -> None:
+        """With the lock held."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._watch, name="conch-reaper", daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
 
 
 def _is_idle(item: _Retired) -> bool:
     if not item.stopped:
-        if item.served.held or (not item.settled and time.monotonic() < item.stop_at):
+        if (not item.settled and time.monotonic() < item.stop_at) or not item.served.end():
             return False
         item.served.scheduler.stop()
         item.stopped = True
-    return item.served.scheduler.inflight() == 0
+    # In this order: the last request of a sequence ends both.
+    return not lingers(item.served) and item.served.scheduler.inflight() == 0

@@ -9,10 +9,12 @@ from concurrent.futures import Future
 from dataclasses import replace
 
 from conch.config.server import RepositoryOptions
-from conch.registry.assembly import Assembly, Batch
+from conch.observe.loads import Loads
+from conch.registry.assembly import Assembly
 from conch.registry.ensembles import EnsembleLoader
 from conch.registry.lanes import Lanes
-from conch.registry.loading import Loading, Prepare, VersionLoader
+from conch.registry.load import Batch
+from conch.registry.loading import Gate, Loading, Prepare, VersionLoader
 from conch.registry.reaper import Post, Reaper
 from conch.registry.roster import Roster
 from conch.registry.served import ServedVersion
@@ -42,6 +44,8 @@ class Registry:
         options: RepositoryOptions,
         post: Post,
         ensembles: EnsembleLoader | None = None,
+        loads: Loads | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._store = store
         self._options = options
@@ -49,7 +53,7 @@ class Registry:
         self._roster = Roster(self._reaper, store.namespaces)
         self._namespaces = tuple(store.namespaces)
         self._lanes = Lanes(max(_LANE_THREADS, options.load_threads))
-        self._loading = Loading(store, prepare, loader, self._roster, options.load_threads)
+        self._loading = Loading(store, prepare, loader, self._roster, options.load_threads, loads, gate)
         self._assembly = Assembly(self._lanes, self._loading, self._roster, ensembles)
         self._table = self._roster.table
         self._started = False
@@ -98,6 +102,10 @@ class Registry:
         """Model, version and status of everything known, for the table at start-up."""
         return self._roster.statuses()
 
+    def wanted(self) -> set[str]:
+        """The identities of the models that were asked for, loaded or not, and not unloaded since."""
+        return self._roster.wanted()
+
     def start(self) -> None:
         """Load the start-up models, several at once; blocks until all are loaded or have failed.
 
@@ -118,6 +126,18 @@ class Registry:
         fails, the old ones serve. `parameters` are those of the protocol, already checked. Returns at once."""
         names = self._identities(name, self._store.names()) if self._namespaces else [name]
         return together([self._assembly.load(each, parameters) for each in names])
+
+    def load_group(self, models: Mapping[str, Mapping[str, str | bytes]]) -> Future[None]:
+        """As `load` for several models (name -> parameters), swapped in one step: all of them or none."""
+        asked = {}
+        for name, parameters in models.items():
+            for each in self._identities(name, self._store.names()) if self._namespaces else [name]:
+                asked[each] = parameters
+        return self._assembly.load_group(asked)
+
+    def renew(self) -> None:
+        """Something else changed by which requests find their versions: all forms are to be prepared again."""
+        self._roster.renew()
 
     def unload(self, name: str, unload_dependents: bool = False) -> Future[None]:
         """Take the model out of service, and the ensembles that need it; a model that is not there is no error. With
@@ -141,9 +161,7 @@ class Registry:
 
     def _startup_models(self) -> list[str]:
         mode, wanted = self._options.control_mode, self._options.load_models
-        if mode not in {"none", "explicit"}:
-            raise invalid(f"--model-control-mode={mode} is not supported yet: use none or explicit")
-        if mode == "none" or wanted == ("*",):
+        if mode in {"none", "poll"} or wanted == ("*",):
             return self._store.names()
         if "*" in wanted:
             raise invalid("Wildcard model name '*' must be the ONLY startup model if specified at all.")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from conch.registry.lifecycle import Key, Lifecycle, Plan, plan
 from conch.registry.reaper import Reaper
 from conch.registry.served import ServedVersion
+from conch.registry.succession import succeed
 from conch.registry.table import ServingTable, parse_version
 from conch.types.error import InferError, invalid, not_found, unavailable
 from conch.types.model import IndexEntry, identity
@@ -17,6 +19,17 @@ from conch.types.model import IndexEntry, identity
 log = logging.getLogger("conch.registry")
 
 DUPLICATE = "model appears in two or more repositories"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A load of a model that is ready: what it had to do, and the versions that it made."""
+
+    name: str
+    todo: Plan
+    made: Mapping[int, ServedVersion]
+    #: The versions whose folders exist.
+    present: Sequence[int]
 
 
 class Roster:
@@ -37,39 +50,61 @@ class Roster:
         with self._lock:
             self._models.setdefault(name, Lifecycle()).refused(str(error), known=known)
 
-    def begin(self, name: str, wanted: Mapping[int, Key]) -> Plan:
-        """A load of these versions begins; says what it must do."""
+    def begin(self, name: str, wanted: Mapping[int, Key], *, anew: bool = False) -> Plan:
+        """A load of these versions begins; says what it must do. `anew`: to load all of them, changed or not."""
         serving = self.table.versions(name)
         # Outside the lock: this asks runtimes.
-        broken = [number for number, served in serving.items() if not served.ready()]
+        broken = [number for number, served in serving.items() if anew or not served.ready()]
         elastic = [number for number, served in serving.items() if served.elastic]
         todo = plan({number: served.key for number, served in serving.items()}, wanted, broken, elastic)
         with self._lock:
             self._models.setdefault(name, Lifecycle()).load(todo.load)
         return todo
 
-    def failed(self, name: str, todo: Plan, made: Iterable[ServedVersion], reasons: Mapping[int, InferError]) -> None:
-        """Some versions could not be loaded: the load is given up, what served goes on serving."""
+    def failed(
+        self, name: str, todo: Plan, made: Iterable[ServedVersion], reasons: Mapping[int, InferError], why: str = ""
+    ) -> None:
+        """The load is given up, for these versions could not be loaded, or `why`: what served goes on serving."""
         with self._lock:
-            self._models[name].failed({number: str(error) for number, error in reasons.items()}, todo.load)
+            self._models[name].failed({number: str(error) for number, error in reasons.items()}, todo.load, why)
         for served in made:
             self._reaper.retire(served, _nothing)
+        self._reaper.tidy()
 
-    def serve(self, name: str, todo: Plan, made: Mapping[int, ServedVersion], present: Sequence[int]) -> None:
-        """Every version of the load is ready: swap. `present` are the versions whose folders exist."""
+    def serve(self, loads: Iterable[Arrival]) -> None:
+        """Every version of these loads is ready: swap all of them in one step."""
+        going: list[tuple[ServedVersion, Callable[[], None]]] = []
+        swapped = {}
         with self._lock:
-            life = self._models[name]
-            # What serves at this moment, which is less than at the beginning when the server is stopping.
-            old = self.table.versions(name)
-            going = {number: served for number, served in old.items() if number not in todo.keep}
-            life.loaded(todo.load)
-            if made or going:
-                self.table.swap(name, {**{number: old[number] for number in todo.keep if number in old}, **made})
-            turns = life.unload([number for number in going if number not in made])
-            life.forget([number for number in life.versions if number not in present])
-        for number, served in going.items():
-            done = partial(self._unloaded, name, number, turns[number]) if number in turns else _nothing
+            for load in loads:
+                new = self._replace(load, going)
+                if new is not None:
+                    swapped[load.name] = new
+            if swapped:
+                self.table.swap(swapped)
+        for served, done in going:
             self._reaper.retire(served, done)
+
+    def _replace(
+        self, load: Arrival, going: list[tuple[ServedVersion, Callable[[], None]]]
+    ) -> dict[int, ServedVersion] | None:
+        """What will serve of the model, None if that is what serves now; adds what goes, and what to do then."""
+        name, todo, made = load.name, load.todo, load.made
+        life = self._models[name]
+        # What serves at this moment, which is less than at the beginning when the server is stopping.
+        old = self.table.versions(name)
+        gone = {number: served for number, served in old.items() if number not in todo.keep}
+        life.loaded(todo.load)
+        new = {**{number: old[number] for number in todo.keep if number in old}, **made}
+        turns = life.unload([number for number in gone if number not in made])
+        life.forget([number for number in life.versions if number not in load.present])
+        for number, served in gone.items():
+            done = partial(self._unloaded, name, number, turns[number]) if number in turns else _nothing
+            going.append((served, done))
+        if not made and not gone:
+            return None
+        succeed(old, new)
+        return new
 
     def unload(self, name: str) -> None:
         """Nothing of the model serves from now on; its requests in flight are answered, then it is closed."""
@@ -81,11 +116,17 @@ class Roster:
             turns = life.unload(old)
             life.forgive()
             if old:
-                self.table.swap(name, {})
+                succeed(old, {})
+                self.table.swap({name: {}})
             if not life.versions:
                 del self._models[name]
         for number, served in old.items():
             self._reaper.retire(served, partial(self._unloaded, name, number, turns[number]))
+
+    def renew(self) -> None:
+        """A new generation of the same versions."""
+        with self._lock:
+            self.table.generation += 1
 
     # Questions.
 
@@ -95,6 +136,11 @@ class Roster:
         named = [name, *[identity(space, name) for space in self._namespaces]]
         with self._lock:
             return [each for each in named if each in self._models and not self._models[each].unloaded_whole()]
+
+    def wanted(self) -> set[str]:
+        """Those that somebody has loaded, or tried to, and nobody has unloaded since."""
+        with self._lock:
+            return {name for name, life in self._models.items() if not life.unloaded_whole()}
 
     def resolve(self, name: str) -> str:
         """The one model that `name` means, where there are namespaces. Raises InferError for none or several."""
@@ -148,7 +194,7 @@ class Roster:
                     entries.append(IndexEntry(name, "", "UNAVAILABLE", life.reason))
                 else:
                     entries += [
-                        IndexEntry(name, str(number), status.state.value, status.reason)
+                        IndexEntry(name, str(number), status.state.value, status.reason or self._note(name, number))
                         for number, status in sorted(life.versions.items())
                     ]
         return entries
@@ -164,6 +210,10 @@ class Roster:
                 if not life.versions:
                     rows.append((name, "-", f"Not loaded: {life.reason}"))
         return rows
+
+    def _note(self, name: str, number: int) -> str:
+        served = self.table.versions(name).get(number)
+        return "" if served is None else served.note
 
     def _unloaded(self, name: str, number: int, turn: int) -> None:
         with self._lock:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 from conch.backend.api import Instance, LoadedModel
 from conch.observe.stats import ModelStats
@@ -23,6 +23,14 @@ class MakeChange(Protocol):
     def __call__(self, served: ServedVersion, wanted: ModelConfig, /) -> tuple[ModelConfig, Change]: ...
 
 
+@runtime_checkable
+class Noted(Protocol):
+    """A loaded model of which there is something to say in the index, though it is READY; empty for nothing."""
+
+    @property
+    def note(self) -> str: ...
+
+
 _serials = itertools.count(1)
 _holding = threading.Lock()
 
@@ -34,8 +42,8 @@ class ServedVersion:
     """
 
     __slots__ = (
-        "_closed", "_crew", "_holders", "_instances", "_make_change", "config", "identity", "key", "loaded", "name",
-        "namespace", "release", "scheduler", "serial", "spec", "stats", "version",
+        "_closed", "_crew", "_ending", "_holders", "_instances", "_make_change", "config", "elders", "identity", "key",
+        "loaded", "name", "namespace", "reachable", "release", "scheduler", "serial", "spec", "stats", "version",
     )  # fmt: skip
 
     def __init__(
@@ -72,20 +80,33 @@ class ServedVersion:
         #: Tells this version from all others, also from one of the same name and number.
         self.serial = next(_serials)
         self._holders = 0
+        self._ending = False
         self._closed = False
+        #: Versions before this one with sequences that go on there, see `registry.succession`.
+        self.elders: list[ServedVersion] = []
+        #: Whether requests of sequences come to it, though another version may have taken over.
+        self.reachable = False
 
-    def hold(self) -> None:
-        """An ensemble runs on this version: it is not stopped before `let_go` was called as often."""
+    def hold(self) -> bool:
+        """An ensemble runs on this version: it is not stopped before `let_go` was called as often. False: too late."""
         with _holding:
-            self._holders += 1
+            if not self._ending:
+                self._holders += 1
+            return not self._ending
+
+    def end(self) -> bool:
+        """Nobody can hold it from now on; False while somebody does."""
+        with _holding:
+            self._ending = not self._holders
+            return self._ending
 
     def let_go(self) -> None:
         with _holding:
             self._holders -= 1
 
     @property
-    def held(self) -> bool:
-        return self._holders > 0
+    def closed(self) -> bool:
+        return self._closed
 
     def ready(self) -> bool:
         """Whether the runtime can answer now. A runtime that cannot even say so is not ready."""
@@ -93,6 +114,11 @@ class ServedVersion:
             return not self._closed and self.loaded.ready()
         except Exception:  # noqa: BLE001  a model's code may raise anything
             return False
+
+    @property
+    def note(self) -> str:
+        """What the index says of it while it serves; empty for nothing."""
+        return self.loaded.note if isinstance(self.loaded, Noted) else ""
 
     @property
     def instances(self) -> Sequence[Instance]:
@@ -147,6 +173,12 @@ class ServedVersion:
         # Who still holds this version (a form, a page of statistics) must not hold the model.
         self._instances = ()
         self._crew = self._make_change = None
+        self.elders = []
 
     def __repr__(self) -> str:
         return f"ServedVersion({self.name!r}, {self.version})"
+
+
+def let_go(versions: Iterable[ServedVersion]) -> None:
+    for each in versions:
+        each.let_go()

@@ -31,9 +31,10 @@ def drain(roster: Roster, lanes: Lanes, reaper: Reaper, seconds: float, tick: fl
     _unload_all(roster)
 
     def live() -> Report:
-        # What was still loading when the end began has finished since, and must not stay.
+        # In this order: a load that ends leaves what must be unloaded, and what is unloaded must be closed.
+        loads = lanes.busy()
         _unload_all(roster)
-        models, loads = reaper.alive(), lanes.busy()
+        models = reaper.alive()
         return not models and not loads, [f"Found {models} live models and {loads} in-flight non-inference requests"]
 
     return _watch(end, tick, live) and idle

@@ -12,7 +12,7 @@ _INT64 = range(-(2**63), 2**63)
 
 
 class ServingTable:
-    """Readers take no lock: a model's versions are swapped by one assignment. Writers take turns (the registry's lock).
+    """Readers take no lock: versions are swapped by assignment. Writers take turns (the registry's lock).
 
     `generation` grows after each change, so who reads it before a look-up never trusts an answer that is too old.
     """
@@ -37,15 +37,19 @@ class ServingTable:
     def all(self) -> Iterable[ServedVersion]:
         return chain.from_iterable([versions.values() for versions in list(self._versions.values())])
 
-    def swap(self, name: str, versions: Mapping[int, ServedVersion]) -> None:
-        """From now on exactly these versions of the model serve."""
-        if versions:
-            self._versions[name] = dict(sorted(versions.items()))
-            self._by_text[name] = {str(number): served for number, served in versions.items()}
-            self._latest[name] = versions[max(versions)]
-        else:
-            for table in (self._versions, self._by_text, self._latest):
-                table.pop(name, None)
+    def swap(self, models: Mapping[str, Mapping[int, ServedVersion]]) -> None:
+        """From now on exactly these versions of each of these models serve: one step, however many they are."""
+        # Copies take the place of what readers may be looking at.
+        every, by_text, latest = dict(self._versions), dict(self._by_text), dict(self._latest)
+        for name, versions in models.items():
+            if versions:
+                every[name] = dict(sorted(versions.items()))
+                by_text[name] = {str(number): served for number, served in versions.items()}
+                latest[name] = versions[max(versions)]
+            else:
+                for table in (every, by_text, latest):
+                    table.pop(name, None)
+        self._versions, self._by_text, self._latest = every, by_text, latest
         self.generation += 1
 
 

@@ -47,11 +47,29 @@ class StoredModel:
     release: Callable[[], None] = _keep
     #: The repository that it lies in, where models of one name may lie in several.
     namespace: str = ""
+    #: Called when the versions of this load serve, before `release`; never called when the load failed.
+    served: Callable[[], None] = _keep
+    #: Where the model comes from when `directory` is a copy made for one load; empty where it is the place itself.
+    place: str = ""
+    #: Whether its versions are loaded anew even where nothing has changed.
+    anew: bool = False
 
     @property
     def identity(self) -> str:
         """What the model is called everywhere but in its config: its name, where there are no namespaces."""
         return identity(self.namespace, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What can be seen of a store at a glance."""
+
+    #: Identity -> an opaque text that changes whenever a file of the model may have changed (sizes, times, tags).
+    looks: Mapping[str, str]
+    #: Names that more than one repository holds.
+    duplicates: frozenset[str] = frozenset()
+    #: False when a part of the store could not be read: what is missing in `looks` may still be there.
+    complete: bool = True
 
 
 class ModelStore(Protocol):
@@ -66,6 +84,13 @@ class ModelStore(Protocol):
 
     def duplicates(self) -> frozenset[str]:
         """Names that more than one repository holds: none of them can be loaded."""
+
+    def survey(self) -> Survey:
+        """What there is now and how it looks. Blocking, but reads no contents and never raises; asked at each poll."""
+
+    def contents(self, name: str) -> str:
+        """A text that changes when what the model's files hold changes, however they look. Blocking: it may read all of
+        them. Raises InferError."""
 
     def fetch(self, name: str) -> StoredModel:
         """Read one model. Blocking. Raises InferError with the reason why it cannot be had."""

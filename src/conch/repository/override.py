@@ -11,6 +11,23 @@ from pathlib import Path
 from conch.types.error import InferError, internal, invalid
 
 PREFIX = "file:"
+#: The load parameter that switches without asking the gate; it says nothing of the model.
+SKIP_GATE = "skip_gate"
+#: The load parameter that loads anew what has not changed; it too says nothing of the model.
+FORCE_RELOAD = "force_reload"
+#: The load parameters that are on or off.
+SWITCHES = (SKIP_GATE, FORCE_RELOAD)
+
+
+def split(parameters: Mapping[str, str | bytes]) -> tuple[bool, dict[str, str | bytes]]:
+    """Whether a load has to pass the gate, and the parameters that change the model."""
+    plain = {key: value for key, value in parameters.items() if key not in SWITCHES}
+    return parameters.get(SKIP_GATE, "false") != "true", plain
+
+
+def forced(parameters: Mapping[str, str | bytes]) -> bool:
+    """Whether a load makes anew even what has not changed."""
+    return parameters.get(FORCE_RELOAD) == "true"
 
 
 def inside(path: str) -> str:

@@ -84,6 +84,24 @@ class Elastic(Protocol):
         """Give `instance` nothing more; blocks until it has finished what it executes and answered all it has run."""
 
 
+@runtime_checkable
+class Sequential(Protocol):
+    """A scheduler of requests that belong together. Any thread.
+
+    When it is stopped, sequences that have begun may go on.
+    """
+
+    @property
+    def sequential(self) -> bool:
+        """False where it could have sequences, and its model has none."""
+
+    def continues(self, request: InferRequest, /) -> bool:
+        """Whether a sequence of the request's id is under way here."""
+
+    def sequences(self) -> int:
+        """How many have begun and have not ended."""
+
+
 class Version(Protocol):
     """One servable version of a model, as the registry keeps it."""
 

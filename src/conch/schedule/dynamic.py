@@ -50,6 +50,11 @@ def may_refuse(config: ModelConfig) -> bool:
     return config.HasField("dynamic_batching") and any(each.bounded for each in _policies(config))
 
 
+def default_policy(config: ModelConfig) -> QueuePolicy:
+    """How long and how many requests may wait, where nothing is said of their level."""
+    return _policy(config.dynamic_batching.default_queue_policy)
+
+
 def _levels(config: ModelConfig, forming: Forming, fair: Fairness | None) -> LevelBatcher:
     batching = config.dynamic_batching
     return LevelBatcher(

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 
 from conch.observe.stats import Compute, ModelStats, Reason
+from conch.schedule.api import Sequential
 from conch.schedule.ensemble_chain import Chain, Pipeline, pipeline
 from conch.schedule.ensemble_forms import Cast, Route
 from conch.schedule.ensemble_pace import MOST, Pace, Post
@@ -48,9 +49,14 @@ class EnsembleScheduler:
         self._stopped = False
         for member in cast.members:
             member.stats.metered = True
+        self._sequential = [
+            each.scheduler
+            for each in cast.members
+            if isinstance(each.scheduler, Sequential) and each.scheduler.sequential
+        ]
 
     def submit(self, request: InferRequest, /) -> None:
-        if self._stopped:
+        if self._stopped and not self.continues(request):
             raise unavailable(
                 id_prefix(request.id)
                 + "Server is stopping, scheduler for model has stopped accepting new inference requests"
@@ -73,6 +79,17 @@ class EnsembleScheduler:
         run = self._runs.get(request)
         if run is not None:
             run.withdraw()
+
+    @property
+    def sequential(self) -> bool:
+        """See `Sequential`: an ensemble's sequences are those of its members."""
+        return bool(self._sequential)
+
+    def continues(self, request: InferRequest, /) -> bool:
+        return any(each.continues(request) for each in self._sequential)
+
+    def sequences(self) -> int:
+        return sum([each.sequences() for each in self._sequential])
 
     def pending(self) -> int:
         """Steps that wait for their turn count with their models; only those held back here count here."""

@@ -127,6 +127,17 @@ class SequenceScheduler:
         if kick:
             self._post(self._kick)
 
+    #: See `Sequential`.
+    sequential = True
+
+    def continues(self, request: InferRequest, /) -> bool:
+        with self._lock:
+            return self._batcher.knows(request)
+
+    def sequences(self) -> int:
+        with self._lock:
+            return self._batcher.live
+
     def pending(self) -> int:
         return len(self._batcher)
 

@@ -80,6 +80,11 @@ class SequenceBatcher:
         """How many requests wait."""
         return self._waiting
 
+    @property
+    def live(self) -> int:
+        """How many sequences have begun and have not ended."""
+        return len(self._live)
+
     def knows(self, request: InferRequest) -> bool:
         """Whether `request` continues a sequence."""
         sequence = self._by_id.get(request.form.correlation_id)

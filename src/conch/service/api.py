@@ -67,13 +67,29 @@ class SettingsPlane(Protocol):
         """`changes`: fields of `TraceSetting`, None to fall back."""
 
 
+class TrafficPlane(Protocol):
+    """The traffic routes of the running server, as JSON for people. Changes are all or nothing; errors are
+    `InferError`."""
+
+    def routes(self) -> list[dict[str, Any]]: ...
+
+    def route(self, name: str) -> dict[str, Any]: ...
+
+    def put(self, name: str, text: bytes) -> dict[str, Any]: ...
+
+    def delete(self, name: str) -> None: ...
+
+
 class ControlPlane(Protocol):
     """Loads and unloads. Calls return at once; the future ends when the work has, with None or an InferError."""
 
     def index(self, ready_only: bool) -> list[IndexEntry]: ...
 
     def load(self, name: str, parameters: Mapping[str, str | bytes]) -> Future[None]:
-        """`parameters`: `config` (JSON text) and `file:<path>` (raw bytes). All or nothing: the old version serves
-        until the new one is ready."""
+        """`parameters`: `config` (JSON text), `file:<path>` (raw bytes), `skip_gate` (`true`). All or
+        nothing: the old version serves until the new one is ready."""
+
+    def load_group(self, models: Mapping[str, Mapping[str, str | bytes]]) -> Future[None]:
+        """Name -> parameters. All of them or none: their new versions take over in one step."""
 
     def unload(self, name: str, unload_dependents: bool) -> Future[None]: ...

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from conch.repository.local import check_name
-from conch.repository.override import PREFIX, inside
+from conch.repository.override import PREFIX, SWITCHES, inside
 from conch.types.error import InferError, invalid, unavailable
 from conch.types.model import IndexEntry
 
@@ -17,6 +17,7 @@ class Registry(Protocol):
 
     def index(self, ready_only: bool) -> list[IndexEntry]: ...
     def load(self, name: str, parameters: Mapping[str, str | bytes]) -> Future[None]: ...
+    def load_group(self, models: Mapping[str, Mapping[str, str | bytes]]) -> Future[None]: ...
     def unload(self, name: str, unload_dependents: bool = False) -> Future[None]: ...
 
 
@@ -38,6 +39,16 @@ class Control:
         except InferError as error:
             return _failed(error)
         return self._registry.load(name, parameters)
+
+    def load_group(self, models: Mapping[str, Mapping[str, str | bytes]]) -> Future[None]:
+        try:
+            self._check_mode()
+            for name, parameters in models.items():
+                check_name(name)
+                check_parameters(parameters)
+        except InferError as error:
+            return _failed(error)
+        return self._registry.load_group(models)
 
     def unload(self, name: str, unload_dependents: bool) -> Future[None]:
         try:
@@ -61,8 +72,13 @@ def check_parameters(parameters: Mapping[str, str | bytes]) -> None:
         if key == "config":
             if not isinstance(value, str):
                 raise invalid("Load parameter 'config' must be a string: the model config as JSON")
+        elif key in SWITCHES:
+            if value not in {"true", "false"}:
+                raise invalid(f"Load parameter '{key}' must be a boolean")
         elif not key.startswith(PREFIX):
-            raise invalid(f"unrecognized load parameter '{key}'.", f"known are 'config' and '{PREFIX}<path>'")
+            raise invalid(
+                f"unrecognized load parameter '{key}'.", f"known are 'config', '{PREFIX}<path>', {', '.join(SWITCHES)}"
+            )
     files = [key for key in parameters if key.startswith(PREFIX)]
     if files and "config" not in parameters:
         raise invalid("Load parameter 'config' must be specified for model file override")

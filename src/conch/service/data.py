@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Protocol
 
 from conch import TRITON_VERSION
-from conch.observe.stats import Duration
 from conch.pb import grpc_service_pb2 as pb
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.schedule.api import Version
 from conch.service import checks
+from conch.service.fork import routed_form
+from conch.service.routed import Routed
 from conch.service.sequence_checks import check_sequence
+from conch.service.statistics import write_statistics
+from conch.service.succession import Elders, nobody, reordered, succession
 from conch.types.error import InferError, invalid, unavailable
 from conch.types.request import InferRequest, RequestForm, RequestHead
 
@@ -55,6 +59,17 @@ class Tracer(Protocol):
     def begin(self, request: InferRequest) -> None: ...
 
 
+class Traffic(Protocol):
+    """What the data plane needs to know of traffic routes."""
+
+    def find(self, name: str) -> Routed | None: ...
+
+
+class _NoTraffic:
+    def find(self, name: str) -> Routed | None:
+        return None
+
+
 class _NoTracer:
     armed = False
 
@@ -66,9 +81,17 @@ class Data:
     """Implements `service.api.DataPlane` over a registry."""
 
     def __init__(
-        self, registry: Registry, server_id: str, exiting: Callable[[], bool], tracer: Tracer | None = None
+        self,
+        registry: Registry,
+        server_id: str,
+        exiting: Callable[[], bool],
+        tracer: Tracer | None = None,
+        elders: Elders = nobody,
+        traffic: Traffic | None = None,
     ) -> None:
         self._registry = registry
+        self._traffic: Traffic = traffic or _NoTraffic()
+        self._elders = elders
         self._server_id = server_id
         self._exiting = exiting
         self._tracer: Tracer = tracer or _NoTracer()
@@ -93,7 +116,16 @@ class Data:
 
     def _check(self, head: RequestHead, generation: int) -> RequestForm:
         """`generation` was read before the look-up: a version that goes meanwhile makes the form old, not wrong."""
-        return self._form(self._registry.find(head.model_name, head.model_version), head, generation)
+        routed = None if head.model_version else self._traffic.find(head.model_name)
+        if routed is not None:
+            return routed_form(routed, head, generation, partial(self._answer, generation))
+        return self._answer(generation, self._registry.find(head.model_name, head.model_version), head)
+
+    def _answer(self, generation: int, version: Version, head: RequestHead) -> RequestForm:
+        """The form of `head` for the version that serves."""
+        if self._elders(version):
+            return succession(version, self._elders, lambda each, asked: self._form(each, asked, generation), head)
+        return self._form(version, head, generation)
 
     def prepare_on(self, version: Version, head: RequestHead) -> RequestForm:
         """As `prepare`, for a version that is known, whether it is what serves now or not; nothing is remembered."""
@@ -134,7 +166,7 @@ class Data:
     def infer(self, request: InferRequest) -> None:
         form = request.form
         if form.generation != self._registry.generation:
-            form = request.form = self._renew(form, request.id)
+            form = self._renew(request)
         for index, data in enumerate(request.data):
             size = form.sizes[index]
             if len(data) != size:
@@ -151,8 +183,7 @@ class Data:
             # A swap between the look at the generation and here: the version that took over answers.
             if form.generation == self._registry.generation:
                 raise
-            request.form = self._renew(form, request.id)
-            request.form.submit(request)
+            self._renew(request).submit(request)
 
     def live(self) -> bool:
         return True
@@ -163,15 +194,16 @@ class Data:
         return self._registry.ready()
 
     def model_ready(self, name: str, version: str) -> bool:
-        return self._registry.find(name, version).ready()
+        routed = None if version else self._traffic.find(name)
+        return self._registry.find(name, version).ready() if routed is None else routed.ready()
 
     def server_metadata(self) -> pb.ServerMetadataResponse:
         return pb.ServerMetadataResponse(name=self._server_id, version=TRITON_VERSION, extensions=EXTENSIONS)
 
     def metadata(self, name: str, version: str) -> pb.ModelMetadataResponse:
-        found = self._registry.find(name, version)
+        found = self._find(name, version)
         config, spec = found.config, found.spec
-        versions = [str(spec.version)] if version else self._versions(name)
+        versions = [str(spec.version)] if version else self._versions(name) or [str(spec.version)]
         answer = pb.ModelMetadataResponse(
             name=config.name, versions=versions, platform=config.platform or config.backend
         )
@@ -182,10 +214,10 @@ class Data:
         return answer
 
     def config(self, name: str, version: str) -> ModelConfig:
-        return self._registry.find(name, version).config
+        return self._find(name, version).config
 
     def labels(self, name: str, version: str, output: str) -> Sequence[bytes]:
-        outputs = self._registry.find(name, version).spec.outputs
+        outputs = self._find(name, version).spec.outputs
         return next((each.labels for each in outputs if each.name == output), ())
 
     def statistics(self, name: str, version: str) -> pb.ModelStatisticsResponse:
@@ -195,28 +227,51 @@ class Data:
         else:
             found = self._asked_versions(name, version)
         for each in found:
-            _write_statistics(each, answer.model_stats.add())
+            write_statistics(each, answer.model_stats.add())
         return answer
 
-    def _renew(self, form: RequestForm, id: str) -> RequestForm:
-        """The set of servable versions has changed since `form` was made; its head is checked against today's."""
-        head = form.head
-        fresh = RequestHead(
-            head.model_name, head.model_version, id, head.inputs, head.outputs, head.parameters, head.steers
-        )
-        renewed = self.prepare(fresh)
-        if renewed.order != form.order:
-            raise unavailable(
-                f"model '{head.model_name}' was reloaded with its inputs in another order while this request was "
-                "being read; send it again"
+    def _renew(self, request: InferRequest) -> RequestForm:
+        """The set of servable versions has changed since the form was made; its head is checked against today's."""
+        form, head = request.form, request.form.head
+        renewed = self.prepare(
+            RequestHead(
+                head.model_name,
+                head.model_version,
+                request.id,
+                head.inputs,
+                head.outputs,
+                head.parameters,
+                head.steers,
             )
+        )
+        request.data = reordered(request.data, form.order, renewed.order)
+        request.form = renewed
         return renewed
+
+    def _find(self, name: str, version: str) -> Version:
+        """What a question is about; of a routed name without a version it is the default arm."""
+        routed = self._traffic.find(name)
+        if routed is None:
+            return self._registry.find(name, version)
+        if not version:
+            return routed.default()
+        try:
+            return self._registry.find(name, version)
+        except InferError:
+            # An alias has no versions of its own, and codecs ask by the version that the form said.
+            default = routed.default()
+            if str(default.spec.version) != version:
+                raise
+            return default
 
     def _versions(self, name: str) -> list[str]:
         return [str(number) for number in sorted([v.spec.version for v in self._registry.ready_versions(name)])]
 
     def _asked_versions(self, name: str, version: str) -> list[Version]:
         ready = sorted(self._registry.ready_versions(name), key=lambda v: v.spec.version)
+        routed = self._traffic.find(name) if not ready else None
+        if routed is not None and not version:
+            return sorted(routed.serving(), key=lambda v: (v.spec.name, v.spec.version))
         if not ready:
             raise invalid(f"requested model '{name}' is not available")
         if not version:
@@ -238,39 +293,3 @@ def _key(head: RequestHead) -> object:
         tuple([(name, type(value), value) for name, value in sorted(head.parameters.items())]),
         head.steers,
     )
-
-
-def _write_statistics(version: Version, into: pb.ModelStatistics) -> None:
-    stats = version.stats
-    into.name = version.spec.name
-    into.version = str(version.spec.version)
-    into.last_inference = stats.last_inference_ms
-    into.inference_count = stats.inferences
-    into.execution_count = stats.executions
-    each = into.inference_stats
-    for message, duration in (
-        (each.success, stats.success),
-        (each.fail, stats.fail),
-        (each.queue, stats.queue),
-        (each.compute_input, stats.compute_input),
-        (each.compute_infer, stats.compute_infer),
-        (each.compute_output, stats.compute_output),
-        (each.cache_hit, stats.cache_hit),
-        (each.cache_miss, stats.cache_miss),
-    ):
-        _write_duration(duration, message)
-    for size, batch in sorted(stats.batches.items()):
-        entry = into.batch_stats.add(batch_size=size)
-        _write_duration(batch.compute_input, entry.compute_input)
-        _write_duration(batch.compute_infer, entry.compute_infer)
-        _write_duration(batch.compute_output, entry.compute_output)
-    for index, response in sorted(stats.responses.copy().items()):
-        into_response = into.response_stats[str(index)]
-        for name in ("compute_infer", "compute_output", "success", "fail", "empty_response", "cancel"):
-            _write_duration(getattr(response, name), getattr(into_response, name))
-
-
-def _write_duration(duration: Duration, into: pb.StatisticDuration) -> None:
-    into.count = duration.count
-    into.ns = duration.ns
-    into.SetInParent()

@@ -119,7 +119,11 @@ class Exchange:
             fail(self._connection, internal(f"expected a single response, got {answers + 1}"))
             return
         try:
-            head, body = self.pattern.encode(request.id, response)
+            pattern = self.pattern
+            if request.form is not pattern.form:
+                # Another version answers than the codec knew of.
+                pattern = pattern.of(request.form)
+            head, body = pattern.encode(request.id, response)
         except InferError as error:
             fail(self._connection, error)
             return

@@ -15,6 +15,7 @@ from conch.pb import grpc_service_pb2 as pb
 from conch.pb import health_pb2
 from conch.protocol.v2.grpc_request import unparsable
 from conch.protocol.v2.grpc_status import STATUS, Status
+from conch.protocol.v2.repository import SWITCHES
 from conch.service.api import ControlPlane, DataPlane, SettingsPlane
 from conch.transport.bridge import Bridge
 from conch.transport.grpc_call import Call, Method
@@ -136,11 +137,16 @@ class Methods:
                 kind = "string_param"
             elif key.startswith("file:"):
                 kind = "bytes_param"
+            elif key in SWITCHES:
+                kind = "bool_param"
             else:
-                raise invalid(f"unrecognized load parameter '{key}'.", "known are 'config' and 'file:<path>'")
+                raise invalid(
+                    f"unrecognized load parameter '{key}'.", f"known are 'config', 'file:<path>', {', '.join(SWITCHES)}"
+                )
             if parameter.WhichOneof("parameter_choice") != kind:
                 raise invalid(f"invalid value type for load parameter '{key}', expected {kind}.")
-            parameters[key] = getattr(parameter, kind)
+            value = getattr(parameter, kind)
+            parameters[key] = value if kind != "bool_param" else "true" if value else "false"
         return self._control.load(message.model_name, parameters)
 
     def _unload(self, message: Any) -> Future[None]:

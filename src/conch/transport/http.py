@@ -18,7 +18,7 @@ from conch.protocol.v2.load_report import load_header
 from conch.protocol.v2.restrict import Restrictions, route_category
 from conch.protocol.v2.routes import Action, Route
 from conch.protocol.v2.status import HTTP_STATUS
-from conch.service.api import ControlPlane, DataPlane, SettingsPlane
+from conch.service.api import ControlPlane, DataPlane, SettingsPlane, TrafficPlane
 from conch.transport.bridge import Bridge
 from conch.transport.coder import Coder
 from conch.transport.exchange import Exchange, fail
@@ -27,6 +27,7 @@ from conch.transport.heads import BadRequestError, Head
 from conch.transport.http1 import Connection, head_of
 from conch.transport.http_memory import MemoryRoutes
 from conch.transport.http_settings import SettingsEndpoints
+from conch.transport.http_traffic import TrafficEndpoints
 from conch.transport.listener import Listener
 from conch.transport.question import HeadReader, Question
 from conch.transport.tls import Certificates
@@ -60,6 +61,7 @@ class HttpTransport:
         bridge: Bridge,
         settings: SettingsPlane | None = None,
         regions: Regions | None = None,
+        traffic: TrafficPlane | None = None,
     ) -> None:
         self._data = data
         self._control = control
@@ -82,6 +84,7 @@ class HttpTransport:
         )
         self._restricted = Restrictions(options.restricted)
         changeable = SettingsEndpoints(settings)
+        routes = TrafficEndpoints(traffic)
         self._answers: dict[Action, Callable[[Connection, Route, Buffer], None]] = {
             Action.LIVE: self._live,
             Action.READY: self._ready,
@@ -94,8 +97,13 @@ class HttpTransport:
             Action.CHANGE_TRACE: _told(changeable.change_trace),
             Action.LOGGING: _told(changeable.logging),
             Action.CHANGE_LOGGING: _told(changeable.change_logging),
+            Action.TRAFFIC: _told(routes.one),
+            Action.ALL_TRAFFIC: _told(routes.all),
+            Action.CHANGE_TRAFFIC: _told(routes.change),
+            Action.DELETE_TRAFFIC: _told(routes.delete),
             Action.INDEX: self._index,
             Action.LOAD: self._load,
+            Action.LOAD_GROUP: self._load_group,
             Action.UNLOAD: self._unload,
             Action.NAMED_REPOSITORY: self._named_repository,
             Action.WRONG_METHOD: self._wrong_method,
@@ -233,6 +241,9 @@ class HttpTransport:
 
     def _load(self, connection: Connection, route: Route, body: Buffer) -> None:
         self._wait(connection, self._control.load(route.name, repository.read_load(body)))
+
+    def _load_group(self, connection: Connection, route: Route, body: Buffer) -> None:
+        self._wait(connection, self._control.load_group(repository.read_group(body)))
 
     def _unload(self, connection: Connection, route: Route, body: Buffer) -> None:
         self._wait(connection, self._control.unload(route.name, repository.read_unload(body)))

@@ -34,6 +34,10 @@ class OnnxBackend:
 
     name = "onnxruntime"
 
+    def on_gpus(self) -> bool:
+        """See `backend.api.Accelerated`: not with the package for the CPU alone."""
+        return "CUDAExecutionProvider" in runtime().get_available_providers()
+
     def complete(self, config: ModelConfig, files: ModelFiles, host: Host) -> None:
         if not needs_file(config):
             return

@@ -89,7 +89,8 @@ def plan_session(config: ModelConfig, settings: Mapping[str, str]) -> SessionPla
     warnings = [
         f"model '{model}': parameter '{key}' is not one that the onnxruntime backend knows, it has no effect"
         for key in sorted(values)
-        if key not in _OWN and key not in _CUDA and not key.startswith("session.")
+        # Those that begin with conch_ are the server's.
+        if key not in _OWN and key not in _CUDA and not key.startswith(("session.", "conch_"))
     ]
     warnings += [
         f"model '{model}': backend setting '{key}' is not one that the onnxruntime backend knows, it has no effect"

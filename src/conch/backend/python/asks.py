@@ -10,6 +10,7 @@ import mmap
 import os
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -66,6 +67,7 @@ class Asks:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self.spin_ns = 0
         self._change = threading.Condition(threading.Lock())
         #: Some thread is in `recv`, and looks after the answers of all.
         self._reading = False
@@ -125,7 +127,7 @@ class Asks:
                 self._reading = True
                 change.release()
                 try:
-                    packet, descriptor = self._receive(0)
+                    packet, descriptor = self._await()
                 finally:
                     change.acquire()
                     self._reading = False
@@ -151,6 +153,17 @@ class Asks:
             if self._gone:
                 loop.remove_reader(self._socket.fileno())
             self._change.notify_all()
+
+    def _await(self) -> tuple[bytes, int]:
+        """What comes next; for a moment (`spin_ns`) without going to sleep."""
+        until = time.monotonic_ns() + self.spin_ns
+        while time.monotonic_ns() < until:
+            try:
+                return self._receive(socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                # Whoever can run on this processor goes first.
+                os.sched_yield()
+        return self._receive(0)
 
     def _receive(self, flags: int) -> tuple[bytes, int]:
         try:

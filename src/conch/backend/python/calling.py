@@ -12,6 +12,7 @@ from conch.backend.api import Models
 from conch.backend.python.asks import write_file
 from conch.backend.python.call_form import NOTHING, Known, decode_meta
 from conch.backend.python.channel import INLINE, LAST, RESPONSE_COST, RESULT_ENTRY, WINDOW, aligned
+from conch.backend.python.vigil import vigil_of
 from conch.types.error import Code, InferError, internal
 from conch.types.flow import Flow
 from conch.types.request import InferRequest, RequestForm
@@ -59,9 +60,10 @@ class Calling:
         loop: asyncio.AbstractEventLoop,
         parents: Callable[[int], Sequence[InferRequest]],
         send: Callable[[bytes, int, bool], None],
+        spin_ns: int = 0,
     ) -> None:
         """`send` takes an entry of RESULTS, the descriptor of its contents or -1, and whether no other is to be waited
-        for, to travel with it."""
+        for, to travel with it. The loop stays awake for `spin_ns` after a call."""
         self._models = models
         self._loop = loop
         self._parents = parents
@@ -69,6 +71,8 @@ class Calling:
         self._known: dict[int, Known] = {}
         self._open: dict[int, Call] = {}
         self._looking = False
+        self._vigil = vigil_of(loop)
+        self._spin_ns = spin_ns
         self._heads: dict[Any, bytes] = {}
 
     def __len__(self) -> int:
@@ -97,6 +101,8 @@ class Calling:
             if said.trace is not None:
                 call.trace_context = self._trace(said.trace)
             self._open[number] = call
+            if self._spin_ns:
+                self._vigil.step(self._spin_ns)
             self._models.infer(request)
         except InferError as error:
             self._open.pop(number, None)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+from typing import Union
 
 #: Payloads up to this many bytes travel in the packet itself.
 INLINE = 32_768
@@ -53,6 +54,8 @@ VERBOSE = 8
 KEPT = 16
 #: EXECUTE: the bits from this one on are the number of the area in which the answer is wanted, if in any.
 OUTPUTS_SHIFT = 5
+#: EXECUTE: the next batch may come at once, it is not worth going to sleep. (The bits above the area's number.)
+AWAKE = 128
 #: So many areas there are for answers.
 OUTPUTS = 3
 
@@ -93,7 +96,7 @@ WINDOW = 4 << 20
 #: What a response counts for on top of its contents.
 RESPONSE_COST = 256
 
-Readable = bytes | bytearray | memoryview
+Readable = Union[bytes, bytearray, memoryview]  # noqa: UP007  workers run on Python 3.9 too
 
 
 def key_of(sequence: int, index: int) -> int:

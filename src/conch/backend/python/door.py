@@ -42,8 +42,16 @@ class Door:
     Until `open`, while the model is being loaded, whoever starts the worker reads; from then on it is the event loop.
     """
 
-    def __init__(self, sock: socket.socket, models: Models | None, families: Families | None, instance: str) -> None:
-        """`sock` must not block."""
+    def __init__(
+        self,
+        sock: socket.socket,
+        models: Models | None,
+        families: Families | None,
+        instance: str,
+        spin_ns: int = 0,
+    ) -> None:
+        """`sock` must not block. `spin_ns`: see `Calling`."""
+        self._spin_ns = spin_ns
         self._socket = sock
         self._models = models
         self._instance = instance
@@ -69,7 +77,7 @@ class Door:
         self._loop = loop
         self._home = threading.get_ident()
         if self._models is not None:
-            self._calling = Calling(self._models, loop, parents, self._result)
+            self._calling = Calling(self._models, loop, parents, self._result, self._spin_ns)
         self._attached = True
         loop.add_reader(self.fileno(), self.heed, 64)
 

@@ -13,6 +13,10 @@ class TritonModelException(Exception):  # noqa: N818  Triton's name
     """Raised by `pb_utils`, and by models."""
 
 
+class Refusal(Exception):  # noqa: N818
+    """The model cannot be loaded, for a reason in words that people are told as they are."""
+
+
 class ErrorCode(enum.IntEnum):
     UNKNOWN = 0
     INTERNAL = 1
@@ -74,8 +78,14 @@ def words(error: BaseException) -> str:
 
 
 def details(error: BaseException) -> str:
-    """The usual traceback, for people."""
-    return printable("".join(traceback.format_exception(type(error), error, error.__traceback__)))
+    """The usual traceback, for people: without the frames that led to the model's code."""
+    whole = traceback.TracebackException.from_exception(error)
+    whole.stack = traceback.StackSummary.from_list([frame for frame in whole.stack if not _ours(frame)])
+    return printable("".join(whole.format()))
+
+
+def _ours(frame: traceback.FrameSummary) -> bool:
+    return frame.filename.startswith((_HERE, "<frozen importlib")) or "/importlib/" in frame.filename
 
 
 def printable(text: str) -> str:

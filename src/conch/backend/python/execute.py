@@ -15,6 +15,7 @@ from conch.backend.python.answers import Answers, Reply, check, check_released, 
 from conch.backend.python.bls import Caller, current_batch
 from conch.backend.python.calls import Calls
 from conch.backend.python.channel import (
+    AWAKE,
     DATA_IN_AREA,
     DONE,
     DONE_HEAD,
@@ -57,6 +58,8 @@ class Executor:
         """`limit`: so many batches of coroutines run side by side (0: no limit); for decoupled models, and others whose
         batches overlap, which answer through `calls.outbox` too."""
         self._model = model
+        #: The next batch may come at once.
+        self.awake = False
         self._run = model.execute
         self._instance = instance
         self._calls = calls
@@ -73,6 +76,7 @@ class Executor:
         _, flags, sequence, count, number, meta_size, size = EXECUTE_HEAD.unpack_from(packet)
         calls = self._calls
         calls.verbose = flags & VERBOSE != 0
+        self.awake = flags & AWAKE != 0
         meta = None
         begin = _HEAD
         if meta_size:
@@ -100,7 +104,7 @@ class Executor:
             rows(batch, source, begin, size, meta["lengths"], bases)
         input_end = _now()
         reply, output_start = (self._answer if calls.outbox is None else self._stream)(batch, count)
-        flags, tail = self._lay(reply, self._outputs[flags >> OUTPUTS_SHIFT])
+        flags, tail = self._lay(reply, self._outputs[flags >> OUTPUTS_SHIFT & 3])
         # From here on, whoever holds a view of the inputs is the model.
         reply.parts = ()
         del batch

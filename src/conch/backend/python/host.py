@@ -19,6 +19,7 @@ from conch.backend.python.reply import Again, Failure, Outcome, Replies
 from conch.backend.python.rescheduling import reschedule
 from conch.backend.python.responders import Responders
 from conch.backend.python.supervise import Backoff
+from conch.backend.python.vigil import vigil_of
 from conch.observe.stats import Execution, ModelStats, Reason
 from conch.types.error import InferError, internal, unavailable
 from conch.types.model import ModelSpec
@@ -51,6 +52,7 @@ class PythonInstance:
         self._stats = stats
         self._loop = loop
         self._launch = launch
+        self._vigil = vigil_of(loop)
         self._closing = threading.Event()
         self._reviver: threading.Thread | None = None
         self._closed = threading.Lock()
@@ -75,6 +77,7 @@ class PythonInstance:
             self._responders = Responders(spec.name, stats, self._tell, counting=spec.decoupled)
         self._backoff = Backoff(time.monotonic())
         self._alive = True
+        self._pid = worker.pid
         self._post(self._adopt, worker)
 
     def start(self, batch: Sequence[InferRequest], idle: Callable[[], None]) -> None:
@@ -112,6 +115,11 @@ class PythonInstance:
         return self._says_ready
 
     @property
+    def process(self) -> int:
+        """The worker that runs now; 0 while there is none. Any thread."""
+        return self._pid
+
+    @property
     def closed(self) -> bool:
         """Whether it is closed, or about to be."""
         return self._closing.is_set()
@@ -139,6 +147,9 @@ class PythonInstance:
             flags = self._replies.outputs.number << channel.OUTPUTS_SHIFT
             if verbose():
                 flags |= channel.VERBOSE
+            if self._vigil.kept and self._launch.spin_ns:
+                flags |= channel.AWAKE
+                self._vigil.step(self._launch.spin_ns)
             packet = self._messages.batch(batch, sequence, flags)
         except Exception as error:  # noqa: BLE001  memory may run out; whatever it is, the requests must be answered
             self._fail(internal(f"Failed to pass the request(s) to model instance '{self._launch.instance}': {error}"))
@@ -374,6 +385,7 @@ class PythonInstance:
         self._messages = Messages(self._spec, worker.inputs)
         self._replies = Replies(self._spec, worker.outputs)
         self._worker = worker
+        self._pid = worker.pid
         self._trouble = None
         self._alive = True
         self._asked = 0.0
@@ -462,6 +474,7 @@ class PythonInstance:
     def _detach(self) -> WorkerProcess | None:
         """The loop listens to the worker no longer."""
         worker, self._worker = self._worker, None
+        self._pid = 0
         if worker is not None:
             worker.door.detach()
             for descriptor in (worker.main.fileno(), worker.calls.fileno(), worker.stderr, worker.pidfd):

@@ -66,7 +66,7 @@ class Messages:
                 ids = True
             if request.trace is not None:
                 traced = True
-        steered = form.correlation_id or form.flags
+        steered = form.correlation_id != 0 or form.flags != 0
         if number >= 0 and not ids and not traced and not steered:
             size = self._sizes[number] * count
             if 0 <= size <= INLINE:
@@ -183,7 +183,7 @@ def _meta(requests: Sequence[InferRequest], new: list[Any], numbers: Sequence[in
             "ids": ids if any(ids) else None,
             "lengths": [len(request.data[index]) for request, index in by_request if request.form.sizes[index] < 0],
             "numbers": numbers,
-            "steering": steering if any(name or flags for name, flags in steering) else None,
+            "steering": steering if any(name != 0 or flags for name, flags in steering) else None,
             "traces": _contexts(requests),
         }
     )

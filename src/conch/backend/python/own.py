@@ -14,7 +14,7 @@ def check_own(
     """Of a request of the model's own making, in Triton's words where it has some."""
     if not isinstance(request_id, str) or not isinstance(model_name, str):
         raise TypeError(f"'request_id' and 'model_name' must be strings, found {request_id!r} and {model_name!r}")
-    if isinstance(correlation_id, bool) or not isinstance(correlation_id, int | str):
+    if isinstance(correlation_id, bool) or not isinstance(correlation_id, (int, str)):
         raise TritonModelException("Correlation ID must be integer or string")
     _check_tensors(request_id, inputs, outputs, model_name)
     if parameters is not None:
@@ -45,7 +45,7 @@ def _check_parameters(parameters: Any) -> None:
     for key, value in parameters.items():
         if not isinstance(key, str):
             raise TritonModelException(f"Expect parameters keys to have type str, found type {type(key)}")
-        if not isinstance(value, bool | int | float | str):
+        if not isinstance(value, (bool, int, float, str)):
             raise TritonModelException(f"Expect parameters values to have type bool/int/str, found type {type(value)}")
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import msgspec
 
 from conch.backend.api import Models
 from conch.backend.python import channel
+from conch.backend.python.boot import BOOT, diagnosis
 from conch.backend.python.channel import Area
 from conch.backend.python.door import Door
 from conch.backend.python.settings import Settings
@@ -30,12 +31,6 @@ from conch.types.error import InferError, internal, unavailable
 _LOG = logging.getLogger("conch.model")
 _LEVELS = (logging.INFO, logging.WARNING, logging.ERROR, logging.DEBUG)
 _PACKAGE = Path(__file__).parents[2]
-# The worker's interpreter may know nothing of this package and may have no more than numpy. So the package is given
-# to it by its folder alone, without whatever else is installed beside it.
-_BOOT = (
-    "import sys, types; package = types.ModuleType('conch'); package.__path__ = [sys.argv[1]]; "
-    "sys.modules['conch'] = package; from conch.backend.python.worker import main; main(sys.argv[3:])"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +46,10 @@ class Launch:
     metrics: Families | None = None
     #: The CPUs that the worker is confined to; empty for all.
     cores: frozenset[int] = frozenset()
+    #: The worker's environment variables; None for the server's.
+    variables: Mapping[str, str] | None = None
+    #: So long after a call of a model to another nobody goes to sleep (`vigil`), in nanoseconds; 0: everybody may.
+    spin_ns: int = 0
 
 
 @dataclass(slots=True)
@@ -84,17 +83,22 @@ class WorkerProcess:
         self.calls, their_calls = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         asks, their_asks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         asks.setblocking(False)
-        self.door = Door(asks, launch.models, launch.metrics, launch.instance)
+        self.door = Door(asks, launch.models, launch.metrics, launch.instance, launch.spin_ns)
         life, self._life = os.pipe()
         self.stderr, their_stderr = os.pipe()
         outputs = [area.descriptor for area in self.outputs]
         given = [theirs.fileno(), their_calls.fileno(), their_asks.fileno(), life, self.inputs.descriptor, *outputs]
-        command = [launch.python, "-c", _BOOT, str(_PACKAGE), launch.instance]
+        command = [launch.python, "-c", BOOT, str(_PACKAGE), launch.instance]
         command += map(str, [settings.shm_growth, *given])
         self.pidfd = -1
         try:
             self._process = subprocess.Popen(  # noqa: S603  our own program
-                command, pass_fds=given, stdin=subprocess.DEVNULL, stderr=their_stderr, start_new_session=True
+                command,
+                pass_fds=given,
+                stdin=subprocess.DEVNULL,
+                stderr=their_stderr,
+                start_new_session=True,
+                env=launch.variables,
             )
         except OSError as error:
             self.release()
@@ -129,7 +133,7 @@ class WorkerProcess:
             )
         if not packet:
             text = self.bury()
-            raise internal(text)
+            raise diagnosis(self.launch.model, self.launch.python, self.last_lines) or internal(text)
         size = int.from_bytes(packet[1:9], "little")
         content = msgspec.json.decode(bytes(self.outputs[0].view(size)[:size]))
         if packet[0] == channel.REFUSED:

@@ -1,24 +1,24 @@
-"""What the operator can set about Python models, and which interpreter runs one."""
+"""What the operator can set about Python models."""
 
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from conch.backend.api import ModelFiles
+from conch.config.environments import SETTINGS, EnvironmentOptions, environment_options
 from conch.pb.model_config_pb2 import ModelConfig
-from conch.types.error import InferError, internal, invalid, unsupported
+from conch.types.error import invalid
 
 _MIB = 1 << 20
 _LOG = logging.getLogger("conch.backend")
 #: A parameter of the model's config: how many coroutines of `execute` run side by side in one instance.
 CONCURRENT = "MAX_CONCURRENT_EXECUTIONS"
 _MOST_CONCURRENT = 4096
+SPIN = "call-spin-microseconds"
+_LONGEST_SPIN = 10_000
 #: Settings that have an effect.
-_KNOWN = frozenset({"shm-default-byte-size", "shm-growth-byte-size", "stub-timeout-seconds"})
+_KNOWN = frozenset({"shm-default-byte-size", "shm-growth-byte-size", "stub-timeout-seconds", SPIN}) | SETTINGS
 #: Settings of Triton's that nothing needs here, and why.
 _NEEDLESS = {
     "shm-region-prefix-name": "shared memory has no names here",
@@ -26,6 +26,8 @@ _NEEDLESS = {
 }
 #: Settings for all backends that concern the server.
 _SERVER = frozenset({"backend-directory", "min-compute-capability", "default-max-batch-size", "auto-complete-config"})
+#: All that `read_settings` says something about; a Python-based backend may have others.
+OWN = _KNOWN | _NEEDLESS.keys() | _SERVER
 #: Unknown settings that were warned of, with their values.
 _warned: set[tuple[str, str]] = set()
 
@@ -34,12 +36,15 @@ _warned: set[tuple[str, str]] = set()
 class Settings:
     """`--backend-config=python,...`. Sizes are bytes, times seconds."""
 
+    environments: EnvironmentOptions
     #: How much shared memory an instance starts with, for each direction.
     shm_default: int = _MIB
     #: Shared memory grows by multiples of this.
     shm_growth: int = _MIB
     #: How long loading `model.py` and `initialize` may take.
     start_timeout: float = 30.0
+    #: After a call of a model to another one, nobody who takes part goes to sleep for so long, in microseconds.
+    call_spin: int = 200
 
 
 def read_settings(settings: Mapping[str, str]) -> Settings:
@@ -55,6 +60,9 @@ def read_settings(settings: Mapping[str, str]) -> Settings:
     for name in ("shm-growth-byte-size", "stub-timeout-seconds"):
         if name in settings and _whole(settings, name, 1) < 1:
             raise invalid(f"{name}={settings[name]} must be at least 1")
+    spin = _whole(settings, SPIN, 200)
+    if not 0 <= spin <= _LONGEST_SPIN:
+        raise invalid(f"{SPIN}={spin} must be from 0 (off) to {_LONGEST_SPIN}")
     _whole(settings, "thread-pool-size", 32)
     for name, value in settings.items():
         if name not in _KNOWN | _SERVER and (name, value) not in _warned:
@@ -63,26 +71,7 @@ def read_settings(settings: Mapping[str, str]) -> Settings:
                 name, "the Python backend knows no such setting, its own are " + ", ".join(sorted(_KNOWN))
             )
             _LOG.warning("--backend-config=python,%s=%s has no effect: %s", name, value, why)
-    return Settings(default, growth, float(timeout))
-
-
-def interpreter(config: ModelConfig, files: ModelFiles) -> str:
-    """The Python that runs the model: this one, or that of the folder in EXECUTION_ENV_PATH."""
-    if "EXECUTION_ENV_PATH" not in config.parameters:
-        return sys.executable
-    text = config.parameters["EXECUTION_ENV_PATH"].string_value
-    path = Path(text.replace("$$TRITON_MODEL_DIRECTORY", str(files.directory)))
-    if not path.is_absolute():
-        path = files.directory / path
-    if not path.exists():
-        raise internal(
-            f"Failed to get the canonical path for {text}.",
-            f"the parameter EXECUTION_ENV_PATH of model '{config.name}' names nothing that exists ('{path}')",
-        )
-    python = path / "bin" / "python"
-    if path.is_dir() and python.exists():
-        return str(python)
-    raise _no_environment(config.name, path)
+    return Settings(environment_options(settings), default, growth, float(timeout), spin)
 
 
 def concurrency(config: ModelConfig) -> int:
@@ -98,14 +87,6 @@ def concurrency(config: ModelConfig) -> int:
             f'write parameters {{ key: "{CONCURRENT}" value {{ string_value: "8" }} }}',
         )
     return int(text)
-
-
-def _no_environment(model: str, path: Path) -> InferError:
-    return unsupported(
-        f"model '{model}': EXECUTION_ENV_PATH must name a folder with bin/python (a virtual environment, or an "
-        f"unpacked conda-pack archive) here, and '{path}' is none",
-        f"unpack it (mkdir env && tar xf {path.name} -C env) and let EXECUTION_ENV_PATH name the folder",
-    )
 
 
 def _whole(settings: Mapping[str, str], name: str, default: int) -> int:

@@ -155,7 +155,7 @@ def text(value: Any) -> Any:
 
 
 def _check_arguments(name: Any, array: Any) -> tuple[str, np.ndarray[Any, Any]]:
-    if isinstance(name, str | bytes) and isinstance(array, _ndarray):
+    if isinstance(name, (str, bytes)) and isinstance(array, _ndarray):
         return text(name), np.asarray(array)
     raise TypeError(
         "__init__(): incompatible constructor arguments. The following argument types are supported:\n"

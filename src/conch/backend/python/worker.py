@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +23,7 @@ from conch.backend.python.asks import Asks
 from conch.backend.python.bls import Caller
 from conch.backend.python.calls import Calls, runtime
 from conch.backend.python.channel import Area
-from conch.backend.python.errors import details, printable, words
+from conch.backend.python.errors import Refusal, details, printable, words
 from conch.backend.python.execute import Executor
 
 
@@ -56,9 +57,10 @@ def main(arguments: list[str]) -> None:
             _say(sock, channel.COMPLETED, _complete(settings), outputs[0])
             return
         runtime.asks = asks
+        asks.spin_ns = settings["spin"]
         caller = runtime.caller = Caller(asks)
         model, ready = _load(settings)
-    except _Refusal as refusal:
+    except Refusal as refusal:
         _say(sock, channel.REFUSED, {"text": str(refusal), "details": ""}, outputs[0])
         return
     except (Exception, SystemExit) as error:  # noqa: BLE001  whatever the model's code raises
@@ -76,19 +78,15 @@ def main(arguments: list[str]) -> None:
     )
     caller.open = True
     try:
-        _serve(sock, executor, model, caller)
+        _serve(sock, executor, model, caller, settings["spin"])
     except (BrokenPipeError, ConnectionResetError):
         """The server is gone."""
 
 
-class _Refusal(Exception):  # noqa: N818
-    """The model cannot be loaded, for a reason in words."""
-
-
-def _serve(sock: socket.socket, executor: Executor, model: Any, caller: Caller) -> None:
+def _serve(sock: socket.socket, executor: Executor, model: Any, caller: Caller, spin_ns: int) -> None:
     execute, recv, send = executor.execute, sock.recv, sock.send
     while True:
-        packet = recv(channel.PACKET)
+        packet = (_watch(sock, spin_ns) if executor.awake else b"") or recv(channel.PACKET)
         if not packet:
             break
         kind = packet[0]
@@ -102,6 +100,18 @@ def _serve(sock: socket.socket, executor: Executor, model: Any, caller: Caller) 
     finalize = getattr(model, "finalize", None)
     if finalize is not None:
         finalize()
+
+
+def _watch(sock: socket.socket, spin_ns: int) -> bytes:
+    """What comes within a moment, without going to sleep; empty if nothing does, or the server is gone."""
+    until = time.monotonic_ns() + spin_ns
+    while time.monotonic_ns() < until:
+        try:
+            return sock.recv(channel.PACKET, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            # Whoever can run on this processor goes first.
+            os.sched_yield()
+    return b""
 
 
 def _say(sock: socket.socket, kind: int, content: Any, outputs: Area) -> None:
@@ -120,18 +130,23 @@ def _end_with_server(life: int) -> None:
 def _import(settings: dict[str, Any]) -> Any:
     """The model's class. The module is called `<version>.<file>`, so that relative imports reach its neighbours."""
     path = Path(settings["file"])
-    runtime.model_directory = str(path.parent)
+    runtime.model_directory = settings["directory"]
     if not path.is_file():
-        raise _Refusal(f"Python model file not found in '{path}'")
-    sys.path += [str(path.parent), settings["repository"]]
+        raise Refusal(f"Python model file not found in '{path}'")
     pb_utils = importlib.import_module("conch.backend.python.pb_utils")
     sys.modules["triton_python_backend_utils"] = sys.modules["c_python_backend_utils"] = pb_utils
-    package = ModuleType(path.parent.name)
-    package.__path__ = [str(path.parent)]
-    sys.modules[package.__name__] = package
-    module = importlib.import_module(f"{package.__name__}.{path.stem}")
+    if settings["shared"]:
+        # The program of a Python-based backend is a module of its own name, its neighbours are modules beside it.
+        sys.path.append(str(path.parent))
+        module = importlib.import_module(path.stem)
+    else:
+        sys.path += [str(path.parent), settings["repository"]]
+        package = ModuleType(path.parent.name)
+        package.__path__ = [str(path.parent)]
+        sys.modules[package.__name__] = package
+        module = importlib.import_module(f"{package.__name__}.{path.stem}")
     if not hasattr(module, "TritonPythonModel"):
-        raise _Refusal(
+        raise Refusal(
             f"AttributeError: module '{module.__name__}' has no attribute 'TritonPythonModel' ('{path}' must define "
             "a class of that name)"
         )
@@ -141,7 +156,7 @@ def _import(settings: dict[str, Any]) -> Any:
 def _load(settings: dict[str, Any]) -> tuple[Any, bool]:
     kind = _import(settings)
     if not callable(getattr(kind, "execute", None)):
-        raise _Refusal(f"Python model {settings['file']} does not implement `execute` method.")
+        raise Refusal(f"Python model {settings['file']} does not implement `execute` method.")
     model = kind()
     initialize = getattr(model, "initialize", None)
     if initialize is not None:
@@ -151,6 +166,14 @@ def _load(settings: dict[str, Any]) -> tuple[Any, bool]:
     return model, callable(getattr(model, "is_ready", None))
 
 
+def _takes_two(function: Any) -> bool:
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        return False
+    return True
+
+
 def _complete(settings: dict[str, Any]) -> dict[str, Any] | None:
     kind = _import(settings)
     complete = getattr(kind, "auto_complete_config", None)
@@ -158,12 +181,15 @@ def _complete(settings: dict[str, Any]) -> dict[str, Any] | None:
         return None
     from conch.backend.python.autocomplete import ModelConfig  # noqa: PLC0415  only a completing worker needs it
 
-    completed = complete(ModelConfig(settings["arguments"]["model_config"]))
+    arguments = settings["arguments"]
+    given = (ModelConfig(arguments["model_config"]), arguments)
+    # Ours: who takes a second argument gets that of `initialize`, and so knows where the model lies.
+    completed = complete(*given[: 2 if _takes_two(complete) else 1])
     if not isinstance(completed, ModelConfig):
-        name = settings["arguments"]["model_name"]
-        raise _Refusal(f"auto_complete_config function in model '{name}' must return a valid pb.ModelConfig object.")
+        name = arguments["model_name"]
+        raise Refusal(f"auto_complete_config function in model '{name}' must return a valid pb.ModelConfig object.")
     try:
         json.dumps(completed.as_dict())
     except (TypeError, ValueError) as error:
-        raise _Refusal(printable(f"auto_complete_config made a config that is no JSON: {error}")) from error
+        raise Refusal(printable(f"auto_complete_config made a config that is no JSON: {error}")) from error
     return completed.as_dict()

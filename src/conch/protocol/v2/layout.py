@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -100,6 +100,13 @@ class Pattern:
         self._wishes = wishes
         self._templates: dict[Any, Template] = {}
         self._lead = b'"model_name":%s,"model_version":"%d"' % (_encode(form.head.model_name), form.version)
+
+    def of(self, form: RequestForm) -> Pattern:
+        """The same wishes for the answers of another version, whose form has taken the place of this one's."""
+        found = form.memo.get(self)
+        if found is None:
+            found = form.memo[self] = Pattern(form, self._wishes, self.delivery)
+        return cast("Pattern", found)
 
     def encode(self, id: str, response: InferResponse) -> tuple[bytes, list[Buffer]]:
         """The response's HTTP head without the closing empty line, and its body: JSON, then the blobs.

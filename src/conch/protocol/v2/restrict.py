@@ -20,11 +20,12 @@ GRPC_PREFIX: Final = "triton-grpc-protocol-"
 _ACTIONS: Final[dict[str, str]] = {
     **dict.fromkeys(("LIVE", "READY", "MODEL_READY"), "health"),
     **dict.fromkeys(("SERVER_METADATA", "MODEL_METADATA"), "metadata"),
-    "MODEL_CONFIG": "model-config",
+    **dict.fromkeys(("MODEL_CONFIG", "TRAFFIC", "ALL_TRAFFIC"), "model-config"),
     **dict.fromkeys(("INFER", "GENERATE", "GENERATE_STREAM"), "inference"),
     **dict.fromkeys([f"SHARED_MEMORY_{what}" for what in ("STATUS", "REGISTER", "UNREGISTER")], "shared-memory"),
     "STATISTICS": "statistics",
-    **dict.fromkeys(("INDEX", "LOAD", "UNLOAD", "NAMED_REPOSITORY"), "model-repository"),
+    **dict.fromkeys(("INDEX", "LOAD", "LOAD_GROUP", "UNLOAD", "NAMED_REPOSITORY"), "model-repository"),
+    **dict.fromkeys(("CHANGE_TRAFFIC", "DELETE_TRAFFIC"), "model-repository"),
     **dict.fromkeys(("TRACE", "CHANGE_TRACE"), "trace"),
     **dict.fromkeys(("LOGGING", "CHANGE_LOGGING"), "logging"),
 }

@@ -27,7 +27,12 @@ class Action(Enum):
     CHANGE_LOGGING = auto()
     INDEX = auto()
     LOAD = auto()
+    LOAD_GROUP = auto()
     UNLOAD = auto()
+    TRAFFIC = auto()
+    ALL_TRAFFIC = auto()
+    CHANGE_TRAFFIC = auto()
+    DELETE_TRAFFIC = auto()
     NAMED_REPOSITORY = auto()
     SHARED_MEMORY_STATUS = auto()
     SHARED_MEMORY_REGISTER = auto()
@@ -51,6 +56,7 @@ class Route:
     meant: Action | None = None
 
 
+_CHANGEABLE = frozenset({"GET", "PUT", "DELETE"})
 _MODEL = r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[0-9]+))?"
 _MEMORY = r"/v2/(?P<kind>system|cuda)sharedmemory(?:/region/(?P<name>[^/]+))?"
 _GET, _POST, _BOTH = frozenset({"GET"}), frozenset({"POST"}), frozenset({"GET", "POST"})
@@ -61,8 +67,10 @@ _EXACT: Final = {
     "/v2": (_GET, Action.SERVER_METADATA),
     "/v2/models/stats": (_GET, Action.STATISTICS),
     "/v2/repository/index": (_POST, Action.INDEX),
+    "/v2/repository/load": (_POST, Action.LOAD_GROUP),
     "/v2/logging": (_BOTH, Action.LOGGING),
     "/v2/trace/setting": (_BOTH, Action.TRACE),
+    "/v2/traffic": (_GET, Action.ALL_TRAFFIC),
 }
 
 _PATTERNS: Final = tuple(
@@ -76,6 +84,7 @@ _PATTERNS: Final = tuple(
         (_MODEL + "/generate", _POST, Action.GENERATE),
         (_MODEL + "/generate_stream", _POST, Action.GENERATE_STREAM),
         (r"/v2/models/(?P<name>[^/]+)/trace/setting", _BOTH, Action.TRACE),
+        (r"/v2/models/(?P<name>[^/]+)/traffic", _CHANGEABLE, Action.TRAFFIC),
         (r"/v2/repository/models/(?P<name>[^/]+)/load", _POST, Action.LOAD),
         (r"/v2/repository/models/(?P<name>[^/]+)/unload", _POST, Action.UNLOAD),
         (r"/v2/repository/[^/]+/models/[^/]+/(?:un)?load", _POST, Action.NAMED_REPOSITORY),
@@ -87,8 +96,13 @@ _PATTERNS: Final = tuple(
 )
 
 
-#: What a POST asks where a GET asks something else.
-_CHANGES: Final = {Action.TRACE: Action.CHANGE_TRACE, Action.LOGGING: Action.CHANGE_LOGGING}
+#: What other methods ask where a GET asks something else.
+_CHANGES: Final = {
+    ("POST", Action.TRACE): Action.CHANGE_TRACE,
+    ("POST", Action.LOGGING): Action.CHANGE_LOGGING,
+    ("PUT", Action.TRAFFIC): Action.CHANGE_TRAFFIC,
+    ("DELETE", Action.TRAFFIC): Action.DELETE_TRAFFIC,
+}
 
 
 def find(method: str, path: str) -> Route:
@@ -98,14 +112,13 @@ def find(method: str, path: str) -> Route:
         methods, action = exact
         if method not in methods:
             return Route(Action.WRONG_METHOD, meant=action)
-        return Route(_CHANGES.get(action, action) if method == "POST" else action)
+        return Route(_CHANGES.get((method, action), action))
     for pattern, methods, action in _PATTERNS:
         match = pattern.fullmatch(path)
         if match is not None:
             if method not in methods:
                 return Route(Action.WRONG_METHOD, meant=action)
-            if method == "POST":
-                action = _CHANGES.get(action, action)
+            action = _CHANGES.get((method, action), action)
             texts = {key: text or "" for key, text in match.groupdict().items()}
             return Route(action, texts.get("name", ""), texts.get("version", ""), texts.get("kind", ""))
     return Route(Action.NOT_FOUND)

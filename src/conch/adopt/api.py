@@ -1,0 +1,38 @@
+"""The door of the room: a model that is to be in a repository, whatever it was before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from conch.pb.model_config_pb2 import ModelConfig
+
+
+class AdoptError(Exception):
+    """What was given cannot be served; the text is for the person who gave it. `hint` says how to go on."""
+
+    def __init__(self, text: str, hint: str = "") -> None:
+        super().__init__(text)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} ({self.hint})" if self.hint else str(self.args[0])
+
+
+@dataclass(slots=True)
+class Entry:
+    """One model. `config` may leave to auto-completion what the files know; `files` are the contents of its folder:
+    path inside it -> the file or folder that belongs there, or the content itself."""
+
+    name: str
+    config: ModelConfig
+    files: Mapping[str, Path | bytes]
+    #: What it was, for people: "ONNX model".
+    what: str
+    source: Path
+    #: What has a place in the new model, and what has none and so is lost. Nothing is left out of both.
+    mapped: list[str] = field(default_factory=list)
+    unmapped: list[str] = field(default_factory=list)
+    #: The text of the config that the model came with; then it is not written anew.
+    config_text: str | None = None

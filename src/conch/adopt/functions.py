@@ -1,0 +1,109 @@
+"""Files with declared functions: a helper process reads the signatures, each function becomes a Python model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from conch.adopt.api import AdoptError, Entry
+from conch.adopt.single import imported, neighbours
+from conch.functions.outline import Outline, TensorOutline
+from conch.pb.model_config_pb2 import ModelConfig
+from conch.types.dtype import BY_NAME
+
+_PATIENCE_S: Final = 300
+_MODEL_FILE: Final = '''\
+"""Made by Conch: serves the function `{function}` of {file}."""
+
+from pathlib import Path
+
+from conch.functions.serving import serve
+
+TritonPythonModel = serve(Path(__file__).with_name("{file}"), "{name}")
+'''
+
+
+def read_functions(path: Path, name: str) -> list[Entry]:
+    """One entry per function. Raises AdoptError with file and line where the file does not say what is needed."""
+    outlines = _outlines(path)
+    if name and len(outlines) > 1:
+        names = ", ".join(each["name"] for each in outlines)
+        raise AdoptError(f"{path} declares several models ({names}), --name can name one", '@conch.model(name="...")')
+    return [_entry(path, each, name or each["name"]) for each in outlines]
+
+
+def _outlines(path: Path) -> list[Outline]:
+    reader, writer = os.pipe()
+    try:
+        process = subprocess.Popen(  # noqa: S603  our own program
+            # -P: what lies in the current folder must not stand in for packages.
+            [sys.executable, "-P", "-m", "conch.functions.read", str(path), str(writer)],
+            pass_fds=[writer],
+            stdin=subprocess.DEVNULL,
+        )
+    finally:
+        os.close(writer)
+    with os.fdopen(reader, encoding="utf-8") as answer:
+        try:
+            text = answer.read()
+            process.wait(_PATIENCE_S)
+        finally:
+            process.kill()
+            process.wait()
+    if not text:
+        raise AdoptError(f"{path}: the process that read its signatures ended with exit code {process.returncode}")
+    found: dict[str, Any] = json.loads(text)
+    if "error" in found:
+        raise AdoptError(found["error"])
+    models: list[Outline] = found["models"]
+    return models
+
+
+def _entry(path: Path, outline: Outline, name: str) -> Entry:
+    # Not "model.py": that is what our file is called.
+    file = path.name if path.name != "model.py" else "functions.py"
+    source = _MODEL_FILE.format(file=file, function=outline["function"], name=outline["name"])
+    files: dict[str, Path | bytes] = {"1/model.py": source.encode(), f"1/{file}": path.resolve()}
+    for beside in neighbours(path.resolve()):
+        # What it imports from its folder: a change of it is a change of the model.
+        if beside.suffix == ".py" and beside.stem in imported(path):
+            files[f"1/{beside.name}"] = beside
+    mapped = [f"function {outline['function']}, {path.name}:{outline['line']}"]
+    if outline["about"]:
+        mapped.append(outline["about"])
+    return Entry(name, function_config(outline, name), files, "Python function", path, mapped)
+
+
+def with_neighbours(entry: Entry) -> Entry:
+    """For a copy that is to stand alone: what the function's file may import or read beside it."""
+    beside = {f"1/{each.name}": each for each in neighbours(entry.source.resolve())}
+    entry.files = {**beside, **entry.files}
+    return entry
+
+
+def function_config(outline: Outline, name: str) -> ModelConfig:
+    config = ModelConfig(name=name, backend="python", max_batch_size=outline["max_batch_size"])
+    for tensor in outline["inputs"]:
+        _describe(config.input.add(), tensor)
+        config.input[-1].optional = tensor["optional"]
+    for tensor in outline["outputs"]:
+        _describe(config.output.add(), tensor)
+    if outline["max_batch_size"] > 1:
+        config.dynamic_batching.max_queue_delay_microseconds = outline["wait_us"]
+    if outline["instances"] > 1:
+        config.instance_group.add(count=outline["instances"], kind="KIND_CPU")
+    if outline["concurrency"] > 1:
+        config.parameters["MAX_CONCURRENT_EXECUTIONS"].string_value = str(outline["concurrency"])
+    if outline["decoupled"]:
+        config.model_transaction_policy.decoupled = True
+    return config
+
+
+def _describe(entry: Any, tensor: TensorOutline) -> None:
+    entry.name = tensor["name"]
+    entry.data_type = BY_NAME[tensor["datatype"]].number
+    entry.dims.extend(tensor["dims"])

@@ -1,0 +1,1 @@
+"""WHAT WOULD GO WRONG: model repositories checked, and mended, without a server."""

@@ -1,0 +1,208 @@
+"""Brings files from a storage to the local cache: in parallel, in pieces, each tried again by itself."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from conch.repository.bucket import Bucket
+from conch.repository.content_cache import ContentCache
+from conch.repository.layout import RemoteFile
+from conch.types.error import InferError, unavailable
+
+log = logging.getLogger("conch.repository")
+
+#: Files are read in pieces of so many bytes: what is lost with a connection is small.
+PIECE: Final = 8 * 2**20
+#: Pieces that are on their way at the same time.
+THREADS: Final = 16
+_MB: Final = 1_000_000
+
+
+class ChangedError(Exception):
+    """A file is not what it was when it was listed."""
+
+
+@dataclass(slots=True)
+class _Coming:
+    """A file that is being brought."""
+
+    source: str
+    file: RemoteFile
+    key: str
+    partial: Path
+    left: int = 0
+    #: The MD5 of what came when it was not what the ETag said; the same again is the truth.
+    came: str = ""
+    failed: bool = False
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What the log says of a download, at most once a second."""
+
+    model: str
+    source: str
+    files: int
+    size: int
+    begun: float
+    told: float
+    got: int = 0
+    done: int = 0
+
+    def tell(self, now: float) -> None:
+        if now - self.told >= 1.0:
+            self.told = now
+            log.info(
+                "downloading '%s' from %s: %.1f of %.1f MB, %d of %d files, %.1f MB/s",
+                self.model, self.source, self.got / _MB, self.size / _MB, self.done, self.files, self._speed(now),
+            )  # fmt: skip
+
+    def end(self, now: float) -> None:
+        log.info(
+            "downloaded '%s' from %s: %d of its files, %.1f MB in %.2f s, %.1f MB/s",
+            self.model, self.source, self.files, self.got / _MB, now - self.begun, self._speed(now),
+        )  # fmt: skip
+
+    def _speed(self, now: float) -> float:
+        return self.got / _MB / max(now - self.begun, 1e-3)
+
+
+class Downloads:
+    """Brings what the cache lacks. Calls from any thread; they share the threads that read."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._pool = ThreadPoolExecutor(THREADS, "conch-download")
+        self._clock = clock
+        #: Repositories whose ETags look like MD5 and are none, as with keys of KMS.
+        self._other_tags: set[str] = set()
+
+    def bring(
+        self,
+        bucket: Bucket,
+        cache: ContentCache,
+        model: str,
+        wanted: Iterable[tuple[RemoteFile, str]],
+        *,
+        quiet: bool = False,
+    ) -> bool:
+        """Afterwards all files (with their keys) are in the cache; whether any had to be brought. `quiet`: the log
+        is told of it only when it takes long.
+
+        Raises InferError, and ChangedError when a file is not what it should be.
+        """
+        missing = {key: file for file, key in wanted if not cache.has(key, file.size)}
+        if not missing:
+            return False
+        sizes = sum([max(file.size, 0) for file in missing.values()])
+        cache.make_room(sizes)
+        now = self._clock()
+        progress = _Progress(model, f"{bucket.url}", len(missing), sizes, now, now)
+        coming: list[_Coming] = []
+        try:
+            for key, file in missing.items():
+                coming.append(_Coming(f"{model}/{file.path}", file, key, cache.begin()))
+            self._carry_out(bucket, cache, coming, progress)
+        finally:
+            for each in coming:
+                each.partial.unlink(missing_ok=True)
+        if not quiet:
+            progress.end(self._clock())
+        return True
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _carry_out(self, bucket: Bucket, cache: ContentCache, coming: Sequence[_Coming], progress: _Progress) -> None:
+        # Only this thread touches `coming`, and `failed` of it alone is read elsewhere.
+        under_way: dict[Future[Any], _Coming] = {}
+        checking: dict[Future[Any], _Coming] = {}
+        try:
+            for each in coming:
+                self._ask_for(bucket, cache, each, under_way)
+            while under_way or checking:
+                done, _ = wait([*under_way, *checking], timeout=1.0, return_when=FIRST_COMPLETED)
+                for future in done:
+                    if future in under_way:
+                        each = under_way.pop(future)
+                        progress.got += future.result()
+                        each.left -= 1
+                        if each.left == 0:
+                            trusted = bucket.url.text not in self._other_tags
+                            checking[self._pool.submit(_md5, each.partial, each.file, trusted)] = each
+                        continue
+                    each = checking.pop(future)
+                    if self._is_good(bucket, each, future.result()):
+                        cache.finish(each.partial, each.key)
+                        progress.done += 1
+                    else:
+                        self._ask_for(bucket, cache, each, under_way)
+                progress.tell(self._clock())
+        except RuntimeError as error:
+            # The pool takes nothing any more.
+            raise unavailable("Server exiting") from error
+        finally:
+            for each in coming:
+                each.failed = True
+            for future in (*under_way, *checking):
+                future.cancel()
+            wait([*under_way, *checking])
+
+    def _ask_for(
+        self, bucket: Bucket, cache: ContentCache, each: _Coming, under_way: dict[Future[Any], _Coming]
+    ) -> None:
+        size = each.file.size
+        pieces = [(0, -1)] if size < 0 else [(at, min(at + PIECE, size)) for at in range(0, size, PIECE)] or [(0, 0)]
+        each.left = len(pieces)
+        for start, end in pieces:
+            under_way[self._pool.submit(_piece, bucket, cache, each, start, end)] = each
+
+    def _is_good(self, bucket: Bucket, each: _Coming, md5: str) -> bool:
+        """Whether the bytes are those that the storage says; False: bring them again. Raises ChangedError."""
+        file = each.file
+        if 0 <= file.size != each.partial.stat().st_size:
+            raise ChangedError(f"{each.source} has another size than it had when it was listed")
+        if md5 in {"", file.md5 or file.probable_md5}:
+            return True
+        if file.probable_md5 and md5 == each.came:
+            # Twice the same is what there is.
+            self._other_tags.add(bucket.url.text)
+            return True
+        if each.came:
+            raise ChangedError(f"{each.source} has another content than it had when it was listed")
+        each.came = md5
+        return False
+
+
+def _piece(bucket: Bucket, cache: ContentCache, each: _Coming, start: int, end: int) -> int:
+    """Bring one piece and write it to its place; how many bytes it had."""
+    if each.failed:
+        return 0
+    try:
+        data = b"" if start == end else bucket.read(each.source, start, end)
+    except FileNotFoundError as error:
+        raise ChangedError(f"{each.source} has gone since it was listed") from error
+    except InferError as error:
+        reason = error.message.removeprefix(f"failed to read model repository {bucket.url}: ")
+        raise InferError(error.code, f"failed to download {bucket.url}/{each.source}: {reason}", error.hint) from error
+    try:
+        with each.partial.open("r+b") as file:
+            file.seek(start)
+            file.write(data)
+    except OSError as error:
+        raise cache.refusal(error) from error
+    return len(data)
+
+
+def _md5(path: Path, file: RemoteFile, trusted: bool) -> str:
+    """Of what came; empty when the storage does not say what it should be."""
+    if not (file.md5 or (trusted and file.probable_md5)):
+        return ""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

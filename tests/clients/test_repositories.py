@@ -1,0 +1,147 @@
+"""Repositories that change under a real server: polled, loaded by force, guarded by agents."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from conch.pb import grpc_service_pb2 as pb
+from support.server import TRITONSERVER, Server
+
+pytestmark = pytest.mark.slow
+
+CONFIG = """
+backend: "identity"
+max_batch_size: 8
+input { name: "X" data_type: TYPE_FP32 dims: 2 }
+output { name: "Y" data_type: TYPE_FP32 dims: 2 }
+"""
+INPUT = {"inputs": [{"name": "X", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
+AGENT = """
+class TritonRepoAgent:
+    def model_action(self, action, model):
+        if action == "LOAD":
+            place = model.mutable_directory()
+            for number in model.parameters["versions"].split(","):
+                (place / number).mkdir()
+            return place
+"""
+
+
+def write(root: Path, name: str, more: str = "") -> Path:
+    (root / name / "1").mkdir(parents=True, exist_ok=True)
+    (root / name / "config.pbtxt").write_text(CONFIG + more)
+    return root / name
+
+
+def ask(server: Server, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=15)
+    try:
+        connection.request(method, path, None if body is None else json.dumps(body))
+        response = connection.getresponse()
+        text = response.read()
+        return response.status, json.loads(text) if text else None
+    finally:
+        connection.close()
+
+
+def states(server: Server) -> dict[tuple[str, str], str]:
+    index = ask(server, "POST", "/v2/repository/index")[1]
+    return {(line["name"], line.get("version", "")): line.get("state", "") for line in index}
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.02)
+
+
+def count(server: Server) -> int:
+    return int(ask(server, "GET", "/v2/models/m/stats")[1]["model_stats"][0]["inference_count"])
+
+
+def test_a_model_that_is_still_being_written_is_left_alone(tmp_path: Path) -> None:
+    """A config that grows for longer than a poll is read once, when it is whole; the server is ready all along."""
+    write(tmp_path, "steady")
+    with Server(tmp_path, "--model-control-mode=poll", "--repository-poll-secs=1", command=TRITONSERVER) as server:
+        place = tmp_path / "slow"
+        (place / "1").mkdir(parents=True)
+        with (place / "config.pbtxt").open("w") as file:
+            for piece in (CONFIG[n : n + 16] for n in range(0, len(CONFIG), 16)):
+                file.write(piece)
+                file.flush()
+                assert ask(server, "GET", "/v2/health/ready")[0] == 200
+                time.sleep(0.25)
+        until(lambda: states(server).get(("slow", "1")) == "READY")
+        assert server.log.count("poll: the files of model 'slow' are new") == 1
+        assert "Poll failed" not in server.log
+
+
+def test_a_load_by_force(tmp_path: Path) -> None:
+    """A plain load of the same files changes nothing, `force_reload` makes the model anew, over HTTP and gRPC."""
+    place = write(tmp_path, "m")
+    load = "/v2/repository/models/m/load"
+    with Server(tmp_path, "--model-control-mode=explicit", "--load-model=m", command=TRITONSERVER) as server:
+        assert ask(server, "POST", "/v2/models/m/infer", INPUT)[0] == 200
+        (place / "config.pbtxt").touch()
+        assert ask(server, "POST", load) == (200, None)
+        assert count(server) == 1
+        assert ask(server, "POST", load, {"parameters": {"force_reload": True}}) == (200, None)
+        assert count(server) == 0
+        assert ask(server, "POST", "/v2/models/m/infer", INPUT)[0] == 200
+        with grpc.insecure_channel(server.grpc) as channel:
+            call = channel.unary_unary("/inference.GRPCInferenceService/RepositoryModelLoad")
+            message = pb.RepositoryModelLoadRequest(model_name="m")
+            message.parameters["force_reload"].bool_param = False
+            call(message.SerializeToString(), timeout=15)
+            assert count(server) == 1
+            message.parameters["force_reload"].bool_param = True
+            call(message.SerializeToString(), timeout=15)
+            assert count(server) == 0
+            message.parameters["force_reload"].string_param = "yes"
+            with pytest.raises(grpc.RpcError, match="invalid value type for load parameter 'force_reload'"):
+                call(message.SerializeToString(), timeout=15)
+        status, body = ask(server, "POST", load, {"parameters": {"force_reload": "yes"}})
+        assert (status, body) == (500, {"error": "attempt to access JSON non-boolean as boolean"})
+
+
+def test_agents_guard_and_move_models(tmp_path: Path) -> None:
+    """A digest that differs keeps the old version serving; an agent's folder is what is loaded; the log lists both."""
+    root = tmp_path / "repository"
+    place = write(root, "m")
+    (place / "1" / "weights").write_text("good")
+
+    def guarded(content: str) -> str:
+        digest = hashlib.md5(content.encode()).hexdigest()
+        return f"""model_repository_agents {{ agents [ {{
+            name: "checksum" parameters {{ key: "MD5:1/weights" value: "{digest}" }}
+        }} ] }}"""
+
+    write(root, "m", guarded("good"))
+    moved = 'model_repository_agents { agents [ { name: "mover" parameters { key: "versions" value: "4,6" } } ] }'
+    write(root, "moved", moved + "version_policy { all { } }")
+    (tmp_path / "agents" / "mover").mkdir(parents=True)
+    (tmp_path / "agents" / "mover" / "agent.py").write_text(AGENT)
+    flags = ("--model-control-mode=explicit", "--load-model=*", f"--repoagent-directory={tmp_path / 'agents'}")
+    with Server(root, *flags, command=TRITONSERVER) as server:
+        assert states(server) == {("m", "1"): "READY", ("moved", "4"): "READY", ("moved", "6"): "READY"}
+        assert "| checksum         | built in" in server.log
+        assert f"| mover            | {tmp_path / 'agents' / 'mover' / 'agent.py'}" in server.log
+        (place / "1" / "weights").write_text("forged")
+        status, body = ask(server, "POST", "/v2/repository/models/m/load")
+        assert (status, body) == (500, {"error": "failed to load 'm', failed to poll from model repository"})
+        assert "Poll failed for model directory 'm': Mismatched MD5 hash for file 1/weights, expect: " in server.log
+        assert ask(server, "POST", "/v2/models/m/infer", INPUT)[0] == 200
+        write(root, "m", guarded("forged"))
+        assert ask(server, "POST", "/v2/repository/models/m/load")[0] == 200
+        assert ask(server, "POST", "/v2/repository/models/moved/unload")[0] == 200
+        until(lambda: set(states(server).values()) == {"READY", "UNAVAILABLE"})
