@@ -13,11 +13,11 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 LINTED := src tests bench examples
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test bench soak overload reload budget proto format clean lint tools
+.PHONY: help install demo check test test-gpu bench soak overload reload budget proto format clean lint tools
 
 help: ## list what can be made
 	@echo "usage: make TARGET"
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1	\2/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1	\2/p' Makefile | expand -t 12
 
 install: $(INSTALLED) ## create .venv with the server and everything to develop it
 
@@ -29,6 +29,9 @@ check: $(INSTALLED) lint ## lint, types, layers and the fast tests: less than a 
 
 test: $(INSTALLED) tools lint ## everything, as in CI
 	$(PYTEST)
+
+test-gpu: $(INSTALLED) ## the tests that need an NVIDIA GPU, and what is there; says so where there is none
+	@sh .ci/test-gpu.sh $(VENV)
 
 bench: $(INSTALLED) ## Conch beside the real Triton, about 18 minutes (ARGS=--quick: five)
 	bench/triton/setup.sh
@@ -67,6 +70,7 @@ lint: $(INSTALLED)
 tools: $(INSTALLED)
 	@sh .ci/tools.sh
 	@sh .ci/examples.sh $(VENV)
+	@sh .ci/frameworks.sh $(VENV)
 
 $(INSTALLED):
 	sh .ci/install.sh "$(PYTHON)" "$(VENV)" dev

@@ -5,12 +5,23 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
+
 TESTS = Path(__file__).parent
 for place in (TESTS, TESTS.parent / "bench"):
     if str(place) not in sys.path:
         sys.path.insert(0, str(place))
 # bench/triton is no package: libraries that look for the compiler of that name (PyTorch) would take it for one.
 sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked `gpu` run where there is one, and say elsewhere why they do not."""
+    if item.get_closest_marker("gpu") is not None:
+        from support.gpu import missing
+
+        if reason := missing():
+            pytest.skip(f"needs a GPU: {reason}")
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -169,7 +169,9 @@ class Server:
         assert self._traffic is not None
         cached = self._cache.stats if isinstance(self._cache, LocalCache) else None
         gauge = self._machine.now() if self._options.metrics.cpu else None
-        page = metrics.render(self.registry.ready_versions(), gauge, cached) + loads.render(self._loads)
+        page = metrics.render(self.registry.ready_versions(), gauge, cached, self._gpus.names) + loads.render(
+            self._loads
+        )
         if self._steward is not None:
             page += self._steward.page()
         return page + self._gpus.page() + traffic_page.render(self._traffic.counts()) + self._families.render()

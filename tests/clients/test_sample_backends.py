@@ -50,7 +50,9 @@ CONFIGS = {
     "batched_square": SQUARE + "max_batch_size: 4\n",
     "failing_square": SQUARE + parameter("CUSTOM_FAIL_COUNT", 1) + parameter("CUSTOM_EMPTY_COUNT", 2),
     "fault": 'backend: "fault"\n',
-    "shaky": 'backend: "fault"\n' + parameter("execute", "fail=every third one fails,every=3,code=UNAVAILABLE"),
+    "shaky": 'backend: "fault"\n'
+    + parameter("exceute", "fail")
+    + parameter("execute", "fail=every third one fails,every=3,code=UNAVAILABLE"),
     "wants": IDENTITY.replace('"identity"', '"fault"').replace(
         "} ]\noutput", '}, { name: "FAULT" data_type: TYPE_STRING dims: [ 1 ] optional: true } ]\noutput'
     ),
@@ -243,6 +245,7 @@ def test_a_fault_on_demand(server: Server, fault: str, status: int, text: str) -
 def test_each_third_request_fails(server: Server) -> None:
     """As its config says."""
     assert [ask(server, "shaky")[0] for _ in range(6)] == [200, 200, 503, 200, 200, 503]
+    assert "parameter 'exceute' has no effect, the fault backend knows load and execute" in server.log
 
 
 def test_a_fault_by_an_input(server: Server) -> None:

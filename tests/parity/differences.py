@@ -1039,8 +1039,10 @@ DIFFERENCES: tuple[Difference, ...] = (
                 "the environment archive '<repository>/broken/env.tar.gz' cannot be unpacked: it is no tar archive",
             ),
             (
-                "Path <repository>/hollow/env/bin/activate does not exist. The Python environment should contain an "
-                "'activate' script.",
+                (
+                    "Path <repository>/hollow/env/bin/activate does not exist. The Python environment should contain an "
+                    "'activate' script."
+                ),
                 "model 'hollow': the environment '<repository>/hollow/env' has no bin/python",
             ),
         ),

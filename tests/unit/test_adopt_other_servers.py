@@ -151,6 +151,14 @@ def test_tensorflow_servings_folders(tmp_path: Path) -> None:
     assert read(source / "half", "other").name == "other"
 
 
+def test_tensorflow_servings_padded_versions(tmp_path: Path) -> None:
+    """Its exporters write 00000007, which is no version to Triton."""
+    source = saved_models(tmp_path / "tf", {"half": [7]})
+    (source / "half" / "7").rename(source / "half" / "00000007")
+    (entry,) = read_target(source) or []
+    assert list(entry.files) == ["7/model.savedmodel"]
+
+
 MODELS_CONFIG = """
 # models of the shop
 model_config_list {

@@ -27,7 +27,8 @@ def test_what_triton_loads_has_no_errors(mode: str, tmp_path: Path) -> None:
     """Of the models that the real Triton loaded, none has an error; where its index is not known, none at all has."""
     MODES[mode].write(tmp_path, True)
     folders = [tmp_path / folder for folder in MODES[mode].folders] or [tmp_path]
-    findings = check(folders, Options(namespacing=mode == "namespaces")).findings
+    options = Options(namespacing=mode == "namespaces", backend_directory=tmp_path / "backends")
+    findings = check(folders, options).findings
     wrong = {each.model: each for each in findings if each.severity is Severity.ERROR and each.model not in SENT}
     loaded = _loaded(GOLDEN / f"{mode}.json")
     assert not [each for name, each in wrong.items() if loaded is None or name in loaded]

@@ -42,15 +42,18 @@ def _decide(entry: Entry, folder: Path, backends: Mapping[str, Mapping[str, str]
     config = prepare(stored, auto_complete=True)
     if config.platform == "ensemble" or not stored.versions:
         return config
-    if config.backend not in BACKENDS:
+    try:
+        backend = find_backend(config.backend)
+    except InferError as error:
+        if config.backend in BACKENDS:
+            raise
         raise AdoptError(
             f"{entry.source} is made for Triton's backend '{config.backend}', which this server does not have",
             f"it has {', '.join(sorted(BACKENDS))}",
-        )
+        ) from error
     loop = asyncio.new_event_loop()
     try:
         settings = {**backends.get("", {}), **backends.get(config.backend, {})}
-        backend = find_backend(config.backend)
         backend.complete(config, ModelFiles(stored.directory, stored.versions[-1]), Host(loop, settings, cpus()))
     finally:
         loop.close()

@@ -75,6 +75,7 @@ def _entry(path: Path, outline: Outline, name: str) -> Entry:
     mapped = [f"function {outline['function']}, {path.name}:{outline['line']}"]
     if outline["about"]:
         mapped.append(outline["about"])
+    mapped += [f"{name}: {text}" for name, text in outline.get("docs", {}).items()]
     return Entry(name, function_config(outline, name), files, "Python function", path, mapped)
 
 
@@ -98,6 +99,11 @@ def function_config(outline: Outline, name: str) -> ModelConfig:
         config.instance_group.add(count=outline["instances"], kind="KIND_CPU")
     if outline["concurrency"] > 1:
         config.parameters["MAX_CONCURRENT_EXECUTIONS"].string_value = str(outline["concurrency"])
+    # For people who ask for the config; nothing else reads it.
+    if outline["about"]:
+        config.parameters["description"].string_value = outline["about"]
+    for tensor_name, text in outline.get("docs", {}).items():
+        config.parameters[f"description.{tensor_name}"].string_value = text
     if outline["decoupled"]:
         config.model_transaction_policy.decoupled = True
     return config

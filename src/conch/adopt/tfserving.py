@@ -111,11 +111,12 @@ def _batching(entry: Entry, file: Path) -> None:
 def _entry(folder: Path, name: str, source: Path) -> Entry:
     files: dict[str, Path | bytes] = {}
     for version in _versions(folder):
-        files[f"{version.name}/model.savedmodel"] = version
+        # TensorFlow Serving's exporters pad versions with zeros, which Triton takes for no versions.
+        files[f"{int(version.name)}/model.savedmodel"] = version
     if not files:
         raise AdoptError(f"{folder} has no version folder with a saved_model.pb")
     config = ModelConfig(platform=_PLATFORM, backend="tensorflow")
-    mapped = [f"version {each.name} -> {name}/{each.name}/model.savedmodel" for each in _versions(folder)]
+    mapped = [f"version {each.name} -> {name}/{int(each.name)}/model.savedmodel" for each in _versions(folder)]
     entry = Entry(name, config, files, "TensorFlow Serving model", source, mapped)
     for version in _versions(folder):
         if (version / "assets.extra").is_dir():

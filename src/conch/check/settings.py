@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable
 
-from conch.backend.find import find_backend
+from conch.backend.find import Backends
 from conch.check.files import named_as_expected
 from conch.check.locate import locate
 from conch.check.meant import meant
@@ -179,7 +179,7 @@ def _backend(subject: Subject) -> None:
     config = subject.config
     assert config is not None
     try:
-        find_backend(config.backend)
+        Backends(subject.options.backend_directory).find(config.backend)
     except InferError as error:
         field = subject.root.first("backend") or subject.root.first("platform")
         meant = as_backend(config.backend)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from conch.backend.find import DIRECTORY
 from conch.backend.onnx.signature import Signature
 from conch.check.catalog import rule
 from conch.check.finding import Change, Edit, Finding, Fix, Place, Severity
@@ -25,6 +26,8 @@ class Options:
     run_code: bool = False
     #: Bytes; 0 for the machine's memory.
     memory_budget: int = 0
+    #: Where Python-based backends lie.
+    backend_directory: Path = DIRECTORY
 
 
 @dataclass(slots=True)

@@ -26,6 +26,8 @@ def main(argv: Sequence[str]) -> int:
 
         options = Options(given.model_config_name, not given.disable_auto_complete_config, given.model_namespacing,
                           given.run_code, _ram(given.memory_budget))  # fmt: skip
+        if given.backend_directory is not None:
+            options = dataclasses.replace(options, backend_directory=given.backend_directory)
     except _UsageError as error:
         print(f"conch check: {error}\nSee conch check --help", file=sys.stderr)
         return USAGE_ERROR
@@ -100,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="run auto_complete_config of Python models, each in a process of its own")  # fmt: skip
     parser.add_argument("--memory-budget", default="", metavar="SIZE", help="as for conch serve")
     parser.add_argument("--model-config-name", default="", metavar="NAME", help="as for conch serve")
+    parser.add_argument("--backend-directory", metavar="DIR", type=Path, help="as for conch serve")
     parser.add_argument("--disable-auto-complete-config", action="store_true", help="as for conch serve")
     parser.add_argument("--model-namespacing", nargs="?", const=True, default=False, metavar="BOOL",
                         type=lambda text: text.lower() in {"true", "1", "on"}, help="as for conch serve")  # fmt: skip

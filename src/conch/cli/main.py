@@ -13,6 +13,7 @@ usage: conch COMMAND [options]
   serve TARGET [flags]       serve a model repository, a model file or a file of functions over HTTP and gRPC
                              (what a TARGET can be, and all flags: conch serve --help)
   import SOURCE [--into DIR] make models of a repository out of TorchServe's, MLServer's and TensorFlow Serving's
+  export KIND SOURCE         make a model of a repository out of one of PyTorch, scikit-learn or Transformers
   check REPOSITORY           find what would keep models from loading, and mend it (conch check --help)
   demo                       train a digit classifier, serve it, and classify handwriting it has never seen
   version                    print the version
@@ -32,6 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911  one for ea
             from conch.cli.importing import main as adopt  # noqa: PLC0415
 
             return adopt(arguments)
+        case "export":
+            from conch.cli.export import main as export  # noqa: PLC0415
+
+            return export(arguments)
         case "check":
             from conch.cli.check import main as check  # noqa: PLC0415
 
@@ -47,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911  one for ea
             print(USAGE)
             return 0
     print(
-        f"conch: unknown command '{command}', expected one of: serve, import, check, demo, version\n\n{USAGE}",
+        f"conch: unknown command '{command}', expected one of: serve, import, export, check, demo, version\n\n{USAGE}",
         file=sys.stderr,
     )
     return 2

@@ -101,8 +101,8 @@ _ROWS: Final = (
      "Models of the same name may be served from different repositories. Default is false.",
      "repository.namespacing"),
     ("repository", "traffic-config", _S, _FILLED,
-     "JSON file of traffic routes by name: how versions and models share requests, stick to users, shadow each other. "
-     "Conch's own.", "traffic.file"),
+     ("JSON file of traffic routes by name: how versions and models share requests, stick to users, shadow each other. "
+     "Conch's own."), "traffic.file"),
     ("repository", "watch", "", None,
      "For developers: load models again when their files are saved. --exit-on-error is false then, unless given.",
      "repository.watch"),
@@ -214,8 +214,8 @@ _ROWS: Final = (
     ("rate", "rate-limit-resource", "<<string>:<integer>:<integer>>", values.resource,
      "How much there is of a resource, in all or on a device. May be given several times.", "rate.resources"),
     ("memory", "memory-budget", "<<device>=<amount>>", memory_budget,
-     "Memory that models and the server may take together: 6GiB, or ram=6GiB,gpu:0=40GiB. Those used the longest time "
-     "ago sleep, and are loaded again when they are asked. Default is no limit. Not in Triton.", "memory.budget"),
+     ("Memory that models and the server may take together: 6GiB, or ram=6GiB,gpu:0=40GiB. Those used the longest time "
+     "ago sleep, and are loaded again when they are asked. Default is no limit. Not in Triton."), "memory.budget"),
     ("memory", "pinned-memory-pool-byte-size", _I, _BYTES, "Bytes of pinned memory. Default is 268435456."),
     ("memory", "cuda-memory-pool-byte-size", "<<integer>:<integer>>", _GPU_BYTES, "Bytes of a GPU's memory pool."),
     ("memory", "cuda-virtual-address-size", "<<integer>:<integer>>", _GPU_BYTES,

@@ -8,6 +8,7 @@ from typing import Final
 from conch.pb.model_config_pb2 import ModelConfig
 
 _ONNX = "onnxruntime"
+_TENSORRT = "tensorrt"
 #: Backends that compute ragged batches.
 _RAGGED = ("onnxruntime", "pytorch")
 
@@ -27,7 +28,7 @@ _FIELDS: Final[dict[str, Callable[[ModelConfig], bool]]] = {
     "batch_output": lambda config: config.backend not in _RAGGED and bool(config.batch_output),
     "optimization.graph": lambda config: config.backend != _ONNX and config.optimization.HasField("graph"),
     "optimization.priority": lambda config: bool(config.optimization.priority),
-    "optimization.cuda": lambda config: config.optimization.HasField("cuda"),
+    "optimization.cuda": lambda config: config.backend != _TENSORRT and config.optimization.HasField("cuda"),
     "optimization.execution_accelerators": lambda config: (
         config.backend != _ONNX and config.optimization.HasField("execution_accelerators")
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -97,6 +98,25 @@ def fields_of(annotation: Any) -> list[Part] | None:
     if isinstance(known, dict):
         return [Part(name, hints[name], info.is_required()) for name, info in known.items()]
     return None
+
+
+def constraint(annotation: Any) -> Callable[[Any], Any] | None:
+    """What pydantic makes of an annotation with pydantic's constraints in it; None for those without."""
+    if not _constrained(annotation):
+        return None
+    from pydantic import TypeAdapter  # noqa: PLC0415  only who has such annotations has it
+
+    check: Callable[[Any], Any] = TypeAdapter(annotation).validate_python
+    return check
+
+
+def _constrained(annotation: Any) -> bool:
+    if typing.get_origin(annotation) is typing.Annotated:
+        base, *notes = typing.get_args(annotation)
+        ours = any(isinstance(note, Tensor) for note in notes)
+        known = any(type(note).__module__.partition(".")[0] in ("pydantic", "annotated_types") for note in notes)
+        return (known and not ours) or _constrained(base)
+    return any(_constrained(each) for each in typing.get_args(annotation) if each is not Ellipsis)
 
 
 def _without_none(annotation: Any) -> tuple[Any, bool]:

@@ -78,10 +78,11 @@ class Call:
                 values[field.attribute or field.name] = decode(field, array, batch=self.batch)
             elif argument.build is None:
                 return _MISSING if self._has_default(argument) else None
-        if argument.build is None:
-            return next(iter(values.values()))
         try:
-            return argument.build(**values)
+            if argument.build is not None:
+                return argument.build(**values)
+            value = next(iter(values.values()))
+            return value if argument.check is None else argument.check(value)
         except ValueError as error:
             # What a pydantic model, or a dataclass's __post_init__, says of the values.
             raise ValueRefused(f"{argument.name}: {error}") from error

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from conch.functions.declare import Batch, Declaration, Rows
+from conch.functions.docs import about, input_docs
 from conch.functions.signature import Signature
 from conch.functions.values import Field
 
@@ -25,6 +25,8 @@ class Outline(TypedDict):
     function: str
     line: int
     about: str
+    #: Input -> what is said of it.
+    docs: NotRequired[dict[str, str]]
     mode: str
     max_batch_size: int
     wait_us: int
@@ -43,7 +45,8 @@ def outline(declaration: Declaration, signature: Signature) -> Outline:
         "name": declaration.name,
         "function": declaration.function.__name__,
         "line": declaration.line,
-        "about": (inspect.getdoc(declaration.function) or "").partition("\n")[0],
+        "about": about(declaration.function),
+        "docs": input_docs(declaration.function, signature),
         "mode": "batch" if isinstance(batch, Batch) else "row" if isinstance(batch, Rows) else "request",
         "max_batch_size": 0 if batch is None else batch.size,
         "wait_us": 0 if batch is None else batch.wait_us,

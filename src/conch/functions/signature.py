@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from conch.functions.annotations import NotTensor, fields_of, read_annotation
+from conch.functions.annotations import NotTensor, constraint, fields_of, read_annotation
 from conch.functions.declare import Batch, Declaration
 from conch.functions.kinds import Tensor
 from conch.functions.values import Field
@@ -33,6 +33,8 @@ class Argument:
     build: Callable[..., Any] | None = None
     #: Called by position because Python allows nothing else.
     positional: bool = False
+    #: What the annotation demands of the value besides its type; raises ValueError.
+    check: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def _arguments(declaration: Declaration, hints: dict[str, Any]) -> Iterator[Argu
         structure = fields_of(hints[name])
         if structure is None:
             fields = [_field(declaration, where, name, hints[name], optional)]
-            yield Argument(name, tuple(fields), None, positional)
+            yield Argument(name, tuple(fields), None, positional, constraint(hints[name]))
             continue
         fields = [
             _field(declaration, f"field '{each.name}' of {where}", each.name, each.annotation, not each.required)

@@ -40,6 +40,10 @@ class Metered(Protocol):
     def tags(self) -> Mapping[str, str]:
         """The config's `metric_tags`."""
 
+    @property
+    def gpus(self) -> Sequence[int]:
+        """The GPUs that its instances are on."""
+
     def pending(self) -> int:
         """Requests that wait for an instance."""
 
@@ -135,13 +139,19 @@ _PADDING_COUNTERS: tuple[tuple[str, str, Callable[[ModelStats], int]], ...] = (
 )
 
 
-def render(versions: Iterable[Metered], machine: Machine | None = None, cache: CacheStats | None = None) -> bytes:
+def render(
+    versions: Iterable[Metered],
+    machine: Machine | None = None,
+    cache: CacheStats | None = None,
+    gpus: Mapping[int, str] | None = None,
+) -> bytes:
     """The whole page. `machine` None leaves the CPU gauges out, `cache` None those of a cache in this process.
 
+    `gpus` are the names of GPUs by number: a model that is on one GPU alone has its name as a label.
     Versions are read without a lock: the counters of one line may be a request younger than those of another.
     """
     page = _Page()
-    models = [(_labels(each), each) for each in versions]
+    models = [(_labels(each) | (_gpu_label(each, gpus) if gpus else {}), each) for each in versions]
     if models:
         page.family(
             "nv_inference_request_success", "counter", "Number of successful inference requests, all batch sizes"
@@ -224,6 +234,11 @@ def _labels(version: Metered) -> dict[str, str]:
     tags = {"_" + _NO_NAME.sub("_", key).lstrip("_"): value for key, value in version.tags.items()}
     space = {"namespace": version.namespace} if version.namespace else {}
     return {**tags, **space, "model": version.name, "version": str(version.version)}
+
+
+def _gpu_label(version: Metered, gpus: Mapping[int, str]) -> dict[str, str]:
+    used = [gpus[number] for number in version.gpus if number in gpus]
+    return {"gpu_uuid": used[0]} if len(used) == 1 else {}
 
 
 def join(labels: Mapping[str, str]) -> str:

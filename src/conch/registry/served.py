@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from conch.backend.api import Instance, LoadedModel
 from conch.observe.stats import ModelStats
-from conch.pb.model_config_pb2 import ModelConfig
+from conch.pb.model_config_pb2 import ModelConfig, ModelInstanceGroup
 from conch.registry.crew import Change, Crew
 from conch.registry.lifecycle import Key
 from conch.schedule.api import Scheduler
@@ -147,6 +147,12 @@ class ServedVersion:
     def tags(self) -> Mapping[str, str]:
         """The labels that the config's `metric_tags` adds to the metrics."""
         return self.config.metric_tags
+
+    @property
+    def gpus(self) -> Sequence[int]:
+        """The GPUs that its instances are on."""
+        groups = [group for group in self.config.instance_group if group.kind == ModelInstanceGroup.KIND_GPU]
+        return sorted({gpu for group in groups for gpu in group.gpus})
 
     def pending(self) -> int:
         """Requests that wait and have not begun to execute."""

@@ -58,6 +58,12 @@ class TritonPythonModel:
         self._inputs = [each["name"] for each in config["input"] if each["name"] != "FAULT"]
         self._outputs = [each["name"] for each in config["output"]]
         self._counters: dict[str, Iterator[int]] = {}
+        for name in sorted(parameters.keys() - {"load", "execute", "EXECUTION_ENV_PATH", "MAX_CONCURRENT_EXECUTIONS"}):
+            if not name.startswith("conch_"):
+                pb_utils.Logger.log_warn(
+                    f"model '{args['model_name']}': parameter '{name}' has no effect, the fault backend knows load and "
+                    "execute"
+                )
         load = parse(parameters.get("load", ""))
         self._suffer(load)
         if "fail" in load:

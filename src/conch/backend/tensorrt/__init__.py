@@ -1,0 +1,1 @@
+"""TensorRT engines (`model.plan`) on GPUs."""

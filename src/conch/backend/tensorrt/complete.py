@@ -1,0 +1,99 @@
+"""Fills into a config what an engine knows, and whether a config agrees with its engine. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from conch.backend.tensorrt.signature import Signature, Slot
+from conch.pb.model_config_pb2 import ModelConfig, ModelInput, ModelOutput
+from conch.types import dtype
+from conch.types.error import invalid
+
+
+def needs_file(config: ModelConfig) -> bool:
+    return not (config.input and config.output and config.max_batch_size > 0)
+
+
+def complete_config(config: ModelConfig, signature: Signature, profiles: tuple[int, ...]) -> None:
+    """Inputs, outputs, max_batch_size from the profiles, a dynamic batcher; what the operator wrote wins."""
+    if signature.batchable and config.max_batch_size == 0 and not (config.input and config.output):
+        config.max_batch_size = signature.max_batch(profiles)
+        if config.max_batch_size > 1 and config.WhichOneof("scheduling_choice") is None:
+            config.dynamic_batching.SetInParent()
+    if not signature.batchable and config.max_batch_size > 0:
+        raise invalid(
+            f"autofill failed for model '{config.name}': model does not support batching "
+            "while non-zero max_batch_size is specified",
+            "build the engine with a first dimension of any size, or set max_batch_size: 0",
+        )
+    lead = 1 if config.max_batch_size > 0 else 0
+    for entries, slots in ((config.input, signature.inputs), (config.output, signature.outputs)):
+        if not entries:
+            for slot in slots:
+                _describe(entries.add(), slot, lead)
+
+
+def check_config(config: ModelConfig, signature: Signature, profiles: tuple[int, ...]) -> None:
+    """Raises InferError at the first disagreement."""
+    if config.max_batch_size > 0:
+        largest = signature.max_batch(profiles) if signature.batchable else 0
+        if config.max_batch_size > largest:
+            raise invalid(
+                f"unable to load model '{config.name}', configuration has max_batch_size {config.max_batch_size}, "
+                f"the engine's profiles allow {largest}",
+                f"set max_batch_size: {largest}" if largest else "set max_batch_size: 0",
+            )
+    if len(config.input) != len(signature.inputs):
+        raise invalid(
+            f"unable to load model '{config.name}', configuration expects {len(config.input)} inputs, "
+            f"model provides {len(signature.inputs)}",
+            f"the engine's inputs are: {_names(signature.inputs)}",
+        )
+    lead = 1 if config.max_batch_size > 0 else 0
+    for kind, entries, slots in (
+        ("input", config.input, signature.inputs),
+        ("output", config.output, signature.outputs),
+    ):
+        known = {slot.name: slot for slot in slots}
+        for entry in entries:
+            if entry.name not in known:
+                raise invalid(
+                    f"unexpected inference {kind} '{entry.name}', allowed {kind}s are: {_names(slots)}",
+                )
+            _check_entry(config.name, kind, entry, known[entry.name], lead)
+
+
+def _check_entry(model: str, kind: str, entry: ModelInput | ModelOutput, slot: Slot, lead: int) -> None:
+    stated = dtype.BY_NUMBER.get(entry.data_type)
+    if stated is not slot.datatype:
+        raise invalid(
+            f"unable to load model '{model}', configuration expects datatype "
+            f"{stated.config_name if stated else 'TYPE_INVALID'} for {kind} '{entry.name}', "
+            f"model provides {slot.datatype.config_name}",
+            f"set data_type: {slot.datatype.config_name}",
+        )
+    dims = list(entry.reshape.shape) if entry.HasField("reshape") else list(entry.dims)
+    wanted = slot.shape[lead:]
+    fits = len(dims) == len(wanted) and all(
+        size == -1 or given in (-1, size) for given, size in zip(dims, wanted, strict=True)
+    )
+    if not fits:
+        raise invalid(
+            f"unable to load model '{model}', configuration expects dims {dims} for {kind} '{entry.name}', "
+            f"model provides {list(wanted)}",
+            f"set dims: {list(wanted)}",
+        )
+
+
+def _describe(entry: Any, slot: Slot, lead: int) -> None:
+    entry.name = slot.name
+    entry.data_type = slot.datatype.number
+    entry.dims.extend(slot.shape[lead:])
+    if not entry.dims:
+        entry.dims.append(1)
+        entry.reshape.SetInParent()
+
+
+def _names(slots: Sequence[Slot]) -> str:
+    return ", ".join(sorted([slot.name for slot in slots]))

@@ -1,0 +1,276 @@
+"""Our own logic around TensorRT, with stand-ins for the libraries: profiles, shapes, graphs, refusals."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf import text_format
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conch.backend.api import Host, ModelFiles, Placement
+from conch.backend.tensorrt.backend import TensorRtBackend
+from conch.backend.tensorrt.options import plan_engine
+from conch.backend.tensorrt.profiles import choose
+from conch.backend.tensorrt.signature import Range, Signature, Slot
+from conch.observe.stats import ModelStats
+from conch.pb.model_config_pb2 import ModelConfig
+from conch.types.dtype import FP32
+from conch.types.error import Code, InferError
+from support import fake_tensorrt
+from support.fake_tensorrt import Log
+from support.onnx_models import Served, make_spec
+
+
+def load(
+    directory: Path,
+    content: bytes | None = None,
+    config: str = "",
+    placement: Placement | None = None,
+    settings: dict[str, str] | None = None,
+) -> Served:
+    (directory / "1").mkdir(exist_ok=True)
+    (directory / "1" / "model.plan").write_bytes(fake_tensorrt.plan() if content is None else content)
+    made = ModelConfig(name="m", backend="tensorrt", platform="tensorrt_plan")
+    text_format.Parse(config, made)
+    loop = asyncio.new_event_loop()
+    loop.close()
+    host, backend, stats, files = (
+        Host(loop, settings or {}, 2),
+        TensorRtBackend(),
+        ModelStats(),
+        ModelFiles(directory, 1),
+    )
+    backend.complete(made, files, host)
+    spec = make_spec(made)
+    model = backend.load(made, spec, files, host, stats)
+    return Served(made, spec, stats, model.instance(placement or Placement("g_0", "GPU")))
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Log:
+    return fake_tensorrt.install(monkeypatch)
+
+
+def rows(count: int) -> np.ndarray[Any, Any]:
+    return np.arange(3 * count, dtype=np.float32).reshape(count, 3)
+
+
+def run(served: Served, *counts: int) -> list[Any]:
+    outcomes = served.run(*[served.request({"x": rows(count)}) for count in counts])
+    return [
+        each if isinstance(each, InferError) else np.frombuffer(each["y"].data, np.float32).reshape(each["y"].shape)
+        for each in outcomes
+    ]
+
+
+def refused(call: Callable[[], Any]) -> InferError:
+    with pytest.raises(InferError) as caught:
+        call()
+    return caught.value
+
+
+def test_a_batch_is_computed(tmp_path: Path, log: Log) -> None:
+    """Requests of a batch run as one and get their own rows."""
+    served = load(tmp_path)
+    first, second = run(served, 1, 3)
+    np.testing.assert_array_equal(first, rows(1) * 2)
+    np.testing.assert_array_equal(second, rows(3) * 2)
+    assert log.count("execute 0") == 1
+
+
+def test_the_config_comes_from_the_engine(tmp_path: Path, log: Log) -> None:
+    """Tensors, the largest batch of the first profile and a batcher."""
+    expected = text_format.Parse(
+        """name: "m" backend: "tensorrt" platform: "tensorrt_plan" max_batch_size: 4 dynamic_batching {}
+        input { name: "x" data_type: TYPE_FP32 dims: 3 } output { name: "y" data_type: TYPE_FP32 dims: 3 }""",
+        ModelConfig(),
+    )
+    assert load(tmp_path).config == expected
+
+
+def test_a_groups_profiles(tmp_path: Path, log: Log) -> None:
+    """An instance has the profiles that its group names, and runs a batch by the nearest of those that take it."""
+    group = 'instance_group { name: "g" kind: KIND_GPU profile: ["0", "1"] }'
+    served = load(tmp_path, config=group)
+    assert served.config.max_batch_size == 16
+    for count in (1, 4, 5, 16):
+        np.testing.assert_array_equal(run(served, count)[0], rows(count) * 2)
+    assert [call for call in log.calls if call.startswith("execute")] == [
+        "execute 0",
+        "execute 0",
+        "execute 1",
+        "execute 1",
+    ]
+
+
+def test_a_profile_that_the_engine_lacks(tmp_path: Path, log: Log) -> None:
+    """It is named, with those that there are."""
+    error = refused(lambda: load(tmp_path, config='instance_group { name: "g" kind: KIND_GPU profile: ["7"] }'))
+    assert error.message == "unable to load model 'm', profile '7' of instance group is not one of the engine's 2"
+
+
+def test_graphs(tmp_path: Path, log: Log) -> None:
+    """With optimization.cuda.graphs a shape runs once as ever, is recorded the next time, and is launched from then."""
+    served = load(tmp_path, config="optimization { cuda { graphs: true } }")
+    for _ in range(4):
+        np.testing.assert_array_equal(run(served, 2)[0], rows(2) * 2)
+    np.testing.assert_array_equal(run(served, 3)[0], rows(3) * 2)
+    assert (log.count("execute 0"), log.count("launch")) == (3, 3)
+    served.instance.close()
+    assert log.count("exec destroyed") == 1
+
+
+def test_an_engine_that_cannot_be_recorded(tmp_path: Path, log: Log) -> None:
+    """It is run as ever."""
+    served = load(tmp_path, fake_tensorrt.plan(unrecordable=True), "optimization { cuda { graphs: true } }")
+    for _ in range(3):
+        np.testing.assert_array_equal(run(served, 2)[0], rows(2) * 2)
+    assert log.count("launch") == 0
+
+
+def test_closing_frees_everything(tmp_path: Path, log: Log) -> None:
+    """Memory of both sides and the stream."""
+    served = load(tmp_path)
+    assert len(log.allocated) == 4
+    served.instance.close()
+    served.instance.close()
+    assert log.allocated == {}
+    assert log.count("stream destroyed") == 1
+
+
+def test_a_run_that_fails(tmp_path: Path, log: Log) -> None:
+    """Every request of the batch gets the error."""
+    errors = run(load(tmp_path, fake_tensorrt.plan(failing=True)), 1, 2)
+    assert [error.message for error in errors] == ["model 'm', TensorRT cannot run the batch (its log says why)"] * 2
+
+
+def test_a_shape_that_no_profile_takes(tmp_path: Path, log: Log) -> None:
+    """The refusal says what the engine was built for."""
+    served = load(tmp_path, fake_tensorrt.plan(shape=(-1, -1), profiles=[((2, 3), (2, 3), (4, 3))]))
+    (error,) = run(served, 1)
+    assert error.code is Code.INVALID_ARG
+    assert error.message == (
+        "model 'm', tensor 'x': shape [1, 3] is outside of what the engine was built for (profile 0: [2, 3] to [4, 3])"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"no engine", "TensorRT 10.9 cannot read '{path}': Magic tag does not match"),
+        (
+            fake_tensorrt.plan(kind="FP8"),
+            "tensor 'x' has the data type FP8, for which the inference protocol has no name",
+        ),
+        (fake_tensorrt.plan(shape_tensor=True), "tensor 'x' is a shape tensor, which is not supported"),
+        (
+            fake_tensorrt.plan(unknown=True),
+            "model 'm', the shape of output 'y' depends on the data, which is not supported",
+        ),
+    ],
+)
+def test_engines_that_cannot_be_served(tmp_path: Path, log: Log, content: bytes, message: str) -> None:
+    """One sentence says why."""
+    error = refused(lambda: load(tmp_path, content))
+    assert message.format(path=tmp_path / "1" / "model.plan") in error.message
+    assert log.allocated == {}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("max_batch_size: 9", "configuration has max_batch_size 9, the engine's profiles allow 4"),
+        (
+            'max_batch_size: 4 input { name: "x" data_type: TYPE_FP16 dims: 3 }',
+            "configuration expects datatype TYPE_FP16 for input 'x', model provides TYPE_FP32",
+        ),
+        (
+            'max_batch_size: 4 output { name: "y" data_type: TYPE_FP32 dims: 5 }',
+            "configuration expects dims [5] for output 'y', model provides [3]",
+        ),
+    ],
+)
+def test_configs_that_do_not_fit(tmp_path: Path, log: Log, config: str, message: str) -> None:
+    """Both sides are named."""
+    assert refused(lambda: load(tmp_path, config=config)).message == f"unable to load model 'm', {message}"
+
+
+def test_an_instance_on_a_cpu(tmp_path: Path, log: Log) -> None:
+    """Engines run on GPUs alone."""
+    error = refused(lambda: load(tmp_path, placement=Placement("g_0", "CPU")))
+    assert (error.code, error.message) == (
+        Code.UNSUPPORTED,
+        "unable to load model 'm', TensorRT engines run on GPUs alone and 'g_0' is KIND_CPU",
+    )
+
+
+def test_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without a GPU is one sentence."""
+    fake_tensorrt.install(monkeypatch, gpus=0)
+    error = refused(lambda: load(tmp_path))
+    assert error.message == "backend 'tensorrt' needs a GPU, and CUDA finds none (error 100)"
+
+
+@pytest.mark.parametrize("missing", ["tensorrt", "cuda.bindings"])
+def test_missing_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    """The hint says what to install."""
+    fake_tensorrt.install(monkeypatch)
+    monkeypatch.setitem(__import__("sys").modules, missing, None)
+    assert "pip install" in refused(lambda: load(tmp_path)).hint
+
+
+def test_options() -> None:
+    """Each parameter and setting has an effect, or a note that names it."""
+    config = text_format.Parse(
+        'name: "m" optimization { cuda { graphs: true busy_wait_events: true graph_spec { batch_size: 1 } } }',
+        ModelConfig(),
+    )
+    config.parameters["execution_context_allocation_strategy"].string_value = "ON_PROFILE_CHANGE"
+    config.parameters["colour"].string_value = "red"
+    settings = {"plugins": "a.so;b.so", "version-compatible": "true", "coalesce-request-input": "true", "depth": "1"}
+    plan = plan_engine(config, settings)
+    assert (plan.strategy, plan.plugins, plan.host_code, plan.graphs) == (
+        "ON_PROFILE_CHANGE",
+        ("a.so", "b.so"),
+        True,
+        True,
+    )
+    assert [note.partition(" has no effect")[0] for note in plan.notes] == [
+        "model 'm': parameter 'colour' is not one that the tensorrt backend knows, it",
+        "--backend-config=tensorrt,coalesce-request-input=true",
+        "--backend-config=tensorrt,depth=1",
+        "model 'm': optimization.cuda.graph_spec",
+        "model 'm': optimization.cuda.busy_wait_events",
+    ]
+
+
+def test_a_missing_plugin(tmp_path: Path, log: Log) -> None:
+    """A plugin library that cannot be loaded is named."""
+    error = refused(lambda: load(tmp_path, settings={"plugins": "/none.so"}))
+    assert error.message.startswith("unable to load TensorRT plugin library '/none.so': ")
+
+
+sizes = st.integers(1, 9)
+ranges = st.tuples(sizes, sizes, sizes).map(sorted).map(lambda each: Range(*[(size,) for size in each]))
+
+
+@given(st.lists(ranges, min_size=1, max_size=4), sizes)
+def test_the_nearest_profile_that_takes_the_shape(spans: list[Range], size: int) -> None:
+    """No profile that takes the shape was tuned for a nearer one; where none takes it, that is said."""
+    signature = Signature((Slot("x", FP32, (-1,), tuple(spans)),), (), len(spans))
+    taking = [index for index, span in enumerate(spans) if span.holds((size,))]
+    if not taking:
+        assert (
+            "is outside of what the engine was built for"
+            in refused(lambda: choose("m", signature, range(len(spans)), {"x": (size,)})).message
+        )
+        return
+    chosen = choose("m", signature, range(len(spans)), {"x": (size,)})
+    assert chosen in taking
+    assert abs(spans[chosen].best[0] - size) == min(abs(spans[index].best[0] - size) for index in taking)
