@@ -239,7 +239,7 @@ def test_a_lone_onnx_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "flags", "said"),
     [
-        ("a.plan", "", (), r"a\.plan is made for Triton's backend 'tensorrt', which"),
+        ("a.plan", "", (), r"a\.plan: .*backend 'tensorrt'.*pip install 'conch\[tensorrt\]'"),
         ("a.onnx", "no model", (), "is no ONNX file"),
         ("a.doc", "", (), "no kind of model is known for this file"),
         ("app.py", "import conch\n@conch.model\ndef f(x) -> int: ...\n", (), r"app\.py:2: parameter 'x' of 'f' has no"),

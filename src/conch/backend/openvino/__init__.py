@@ -1,0 +1,1 @@
+"""Models that OpenVINO reads: its own IR, ONNX, TensorFlow, TensorFlow Lite, PaddlePaddle."""

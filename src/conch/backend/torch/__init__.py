@@ -1,0 +1,1 @@
+"""PyTorch models: TorchScript and exported programs in the server, compiled packages and Python modules in workers."""

@@ -1,0 +1,1 @@
+"""Makes repository entries out of models of PyTorch, scikit-learn and Transformers, and checks that they agree."""
