@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from conch import TRITON_VERSION
 from conch.backend.api import Backend, Host, Instance
 from conch.backend.find import Backends
 from conch.cache.api import Cache
@@ -290,24 +289,10 @@ class Server:
             await listeners.metrics(dataclasses.replace(options.metrics, address=address))
 
     def _log_tables(self, registry: Registry) -> None:
-        options = self._options
-        log.table(_log, tables.draw(("Repository Agent", "Path"), self._agents.used()))
+        cached = self._cache is not None
         used = self._backends.used()
-        log.table(_log, tables.backends([(name, place, options.backend.get(name, {})) for name, place in used]))
-        log.table(_log, tables.models(registry.statuses()))
-        rows = [
-            ("server_id", options.id),
-            ("server_version", TRITON_VERSION),
-            ("server_extensions", " ".join(EXTENSIONS)),
-            *[(f"model_repository_path[{n}]", str(path)) for n, path in enumerate(options.repository.paths)],
-            ("model_control_mode", f"MODE_{options.repository.control_mode.upper()}"),
-            ("strict_model_config", str(int(not options.repository.auto_complete))),
-            ("model_config_name", options.repository.config_name),
-            ("strict_readiness", str(int(options.repository.strict_readiness))),
-            ("exit_timeout", f"{options.exit_timeout:g}"),
-            ("cache_enabled", str(int(self._cache is not None))),
-        ]
-        log.table(_log, tables.options(rows))
+        for text in tables.startup(self._options, self._agents.used(), used, registry.statuses(), EXTENSIONS, cached):
+            log.table(_log, text)
 
     async def drain(self) -> bool:
         """Stop accepting, answer what is in flight, unload everything; all within the exit time-out. As `end`."""

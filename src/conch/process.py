@@ -15,6 +15,7 @@ import uvloop
 
 from conch.app import Server, check
 from conch.config.server import ServerOptions
+from conch.memory.trim import trim
 from conch.observe import log
 from conch.types.error import InferError
 
@@ -94,4 +95,6 @@ def settle_heap() -> None:
     """What was made at start-up lives on: keep the garbage collector from walking over it again and again."""
     gc.collect()
     gc.freeze()
+    # What loading needed at the time is not needed again soon.
+    trim()
     gc.set_threshold(10_000, 50, 50)

@@ -115,7 +115,9 @@ def test_a_storage_that_goes_away_leaves_models_serving(s3: S3, tmp_path: Path) 
             refused = load(server)
             assert refused.status_code == 500
             assert "failed to poll from model repository" in refused.json()["error"]
-            assert f"failed to read model repository s3://http://127.0.0.1:{wire.port}/models/b" in server.log
+            # The log's own thread may write later than the answer leaves.
+            unread = f"failed to read model repository s3://http://127.0.0.1:{wire.port}/models/b"
+            until(lambda: unread in server.log)
             assert (ask(server), index(server)) == (2.0, {"m": "READY"})
             wire.broken, wire.stuck = False, True
             with pytest.raises(requests.Timeout):

@@ -1040,8 +1040,8 @@ DIFFERENCES: tuple[Difference, ...] = (
             ),
             (
                 (
-                    "Path <repository>/hollow/env/bin/activate does not exist. The Python environment should contain an "
-                    "'activate' script."
+                    "Path <repository>/hollow/env/bin/activate does not exist. The Python environment should contain "
+                    "an 'activate' script."
                 ),
                 "model 'hollow': the environment '<repository>/hollow/env' has no bin/python",
             ),

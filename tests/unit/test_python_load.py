@@ -149,7 +149,7 @@ def test_an_environment_of_its_own(tmp_path: Path) -> None:
         pass
     folder.mkdir(parents=True)
     with (
-        pytest.raises(InferError, match="the environment '.*/m/env' has no bin/python"),
+        pytest.raises(InferError, match=r"the environment '.*/m/env' has no bin/python"),
         served(tmp_path, "", config=config),
     ):
         pass

@@ -11,6 +11,7 @@ import pytest
 
 from conch.backend.api import Backend, Host, Instance, LoadedModel, ModelFiles, Placement
 from conch.backend.find import BACKENDS, find_backend
+from conch.memory.thrift import TRIM_THRESHOLD, Thrift
 from conch.observe.stats import ModelStats
 from conch.pb.model_config_pb2 import ModelConfig, ModelInstanceGroup
 from conch.registry.lifecycle import Key
@@ -276,3 +277,25 @@ def test_every_backend_in_the_table_can_be_found(name: str) -> None:
     """Each name leads to a backend of that name."""
     find: Callable[[str], Backend] = find_backend
     assert find(name).name == name
+
+
+def test_models_are_loaded_and_closed_in_thrift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What any step of a load frees goes back to the system, also when it fails; and requests never meet that."""
+    thresholds: dict[int, int] = {}
+    lowered: list[bool] = []
+
+    class Watched(Steps):
+        def step(self) -> None:
+            lowered.append(thresholds[TRIM_THRESHOLD] == low)
+            super().step()
+
+    thrift = Thrift(thresholds.__setitem__)
+    with thrift:
+        low = thresholds[TRIM_THRESHOLD]
+    monkeypatch.setattr("conch.registry.loader.THRIFT", thrift)
+    Bench(tmp_path, Watched()).load()
+    with pytest.raises(InferError):
+        Bench(tmp_path, Watched(fail_at=3)).load()
+    assert lowered
+    assert all(lowered)
+    assert thresholds[TRIM_THRESHOLD] > low

@@ -60,6 +60,11 @@ class ForeignBackend:
         self._inner = inner
         self._about = about
 
+    def on_gpus(self) -> bool:
+        """See `backend.api.Accelerated`: a package's backend may say so, and need not."""
+        able = getattr(self._inner, "on_gpus", None)
+        return callable(able) and bool(able())
+
     def complete(self, config: ModelConfig, files: ModelFiles, host: Host) -> None:
         self._inner.complete(config, files, host)
 

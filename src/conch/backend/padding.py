@@ -100,6 +100,7 @@ class Padder:
             **{each.position: (each, each.like) for each in padding.masks},
         }
         self._forms: dict[object, RequestForm] = {}
+        self._generation = 0
 
     def pad(self, batch: Sequence[InferRequest]) -> list[InferRequest]:
         """The batch as the model wants it: equal shapes, every mask present."""
@@ -204,7 +205,9 @@ class Padder:
         key = (plan.positions, tuple(shapes), form.generation, form.model, form.outputs, steering, parameters)
         made = self._forms.get(key)
         if made is None:
-            if len(self._forms) >= _MAX_FORMS:
+            if form.generation > self._generation or len(self._forms) >= _MAX_FORMS:
+                # Forms of older generations are made no more.
+                self._generation = max(form.generation, self._generation)
                 self._forms.clear()
             made = self._forms[key] = _reshaped(form, self._spec, plan, shapes)
         plan.forms[targets] = made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 
+from conch.memory.thrift import THRIFT
 from conch.memory.trim import trim
 
 
@@ -14,5 +15,6 @@ def reclaim() -> None:
     collector comes by, which is rarely, for it is tuned not to disturb requests. What was made at start-up is frozen,
     so this looks at little (measured: 2,000 objects, 1 ms).
     """
-    gc.collect()
-    trim()
+    with THRIFT:
+        gc.collect()
+        trim()

@@ -22,6 +22,7 @@ from conch.config.rules import validate
 from conch.config.sequence_tensors import SequenceTensors, sequence_tensors, with_hidden_tensors
 from conch.config.spec import model_spec
 from conch.config.swap_gate import swap_gate
+from conch.memory.thrift import THRIFT
 from conch.observe.row_stats import RowStats
 from conch.observe.stats import WARMUP, ModelStats
 from conch.pb.model_config_pb2 import ModelConfig
@@ -160,7 +161,8 @@ class Loader:
     def _try(self, load: Callable[[], _Made]) -> _Made:
         for attempt in range(self._retries + 1):
             try:
-                return load()
+                with THRIFT:
+                    return load()
             except InferError as error:
                 if attempt == self._retries or error.code.name == "UNSUPPORTED":
                     raise

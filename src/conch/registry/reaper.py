@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from conch.memory.reclaim import reclaim
+from conch.memory.thrift import THRIFT
 from conch.registry.served import ServedVersion
 from conch.registry.succession import lingers
 
@@ -120,7 +121,8 @@ class Reaper:
 
     def _close(self, item: _Retired) -> None:
         try:
-            item.served.close()
+            with THRIFT:
+                item.served.close()
         except BaseException:
             # Foreign code again; the version is gone either way.
             log.exception("failed to close '%s' version %d", item.served.name, item.served.version)

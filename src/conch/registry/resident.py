@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NoReturn, Protocol
 
 from conch.backend.api import Housed, Placement
+from conch.memory.thrift import THRIFT
 from conch.memory.trim import trim
 from conch.registry.loader import Outline
 from conch.registry.served import ServedVersion
@@ -140,7 +141,8 @@ class Resident:
             return
         shares = self.tenant.shares
         try:
-            inner.close()
+            with THRIFT:
+                inner.close()
         finally:
             del inner
             if shares:

@@ -6,6 +6,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 
+from conch import TRITON_VERSION
+from conch.config.server import ServerOptions
+
 
 def draw(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table with borders of `+`, `-` and `|`. A cell may have several lines; other control characters are escaped."""
@@ -18,6 +21,36 @@ def draw(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     for row in cells:
         text += [_row(line, widths) for line in zip_longest(*row, fillvalue="")]
     return "\n".join([*text, border])
+
+
+def startup(
+    wanted: ServerOptions,
+    agents: Iterable[tuple[str, str]],
+    used: Iterable[tuple[str, str]],
+    statuses: Iterable[tuple[str, str, str]],
+    extensions: Iterable[str],
+    cached: bool,
+) -> list[str]:
+    """All of them, in Triton's order. `agents` and `used` backends by name and place."""
+    repository = wanted.repository
+    rows = [
+        ("server_id", wanted.id),
+        ("server_version", TRITON_VERSION),
+        ("server_extensions", " ".join(extensions)),
+        *[(f"model_repository_path[{n}]", str(path)) for n, path in enumerate(repository.paths)],
+        ("model_control_mode", f"MODE_{repository.control_mode.upper()}"),
+        ("strict_model_config", str(int(not repository.auto_complete))),
+        ("model_config_name", repository.config_name),
+        ("strict_readiness", str(int(repository.strict_readiness))),
+        ("exit_timeout", f"{wanted.exit_timeout:g}"),
+        ("cache_enabled", str(int(cached))),
+    ]
+    return [
+        draw(("Repository Agent", "Path"), agents),
+        backends([(name, place, wanted.backend.get(name, {})) for name, place in used]),
+        models(statuses),
+        options(rows),
+    ]
 
 
 def models(statuses: Iterable[tuple[str, str, str]]) -> str:

@@ -19,6 +19,10 @@ class BasedBackend:
         self.name = name
         self._folder = folder
 
+    def on_gpus(self) -> bool:
+        """As of any Python model: what the program does with its GPU is its own affair."""
+        return True
+
     def complete(self, config: ModelConfig, files: ModelFiles, host: Host) -> None:
         self._backend(config, host).complete(config, files, host)
 

@@ -49,6 +49,8 @@ class Messages:
         self._sizes: dict[int, int] = {}
         #: The kinds of forms that were seen lately.
         self._forms: dict[RequestForm, int] = {}
+        #: Forms of older generations are made no more.
+        self._generation = 0
 
     def batch(self, requests: Sequence[InferRequest], sequence: int, flags: int) -> bytes:
         """The packet, with these `flags` and others; what it does not hold lies in the area afterwards.
@@ -133,7 +135,8 @@ class Messages:
             self._kinds[kind] = number
             self._sizes[number] = -1 if form.has_bytes or not form.sizes else sum(form.sizes)
             new.append((number, self._describe(form)))
-        if len(self._forms) >= SEEN:
+        if form.generation > self._generation or len(self._forms) >= SEEN:
+            self._generation = max(form.generation, self._generation)
             self._forms.clear()
         self._forms[form] = number
         return number

@@ -1,0 +1,237 @@
+"""`server.model("m")`: one model to ask, at once, later, or as a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from conch.app import Server as App
+from conch.library.answer import Answer
+from conch.library.home import Home
+from conch.library.tensors import Wanted, encode, wanted
+from conch.library.waiting import Many, One
+from conch.pb import grpc_service_pb2 as pb
+from conch.pb.model_config_pb2 import ModelConfig
+from conch.types.error import Code, InferError, unsupported
+from conch.types.request import InferRequest, Parameter, RequestHead, ResponseSink
+
+
+class Model:
+    """Cheap to make; nothing is looked up before it is asked. Any thread."""
+
+    def __init__(self, app: App, home: Home, name: str, version: str) -> None:
+        self._app = app
+        self._home = home
+        self.name = name
+        #: As it was asked for; empty for the highest that is ready.
+        self.version = version
+        self._generation = -1
+        self._wanted: dict[str, Wanted] = {}
+
+    def ready(self) -> bool:
+        """False also for a model that is not there."""
+        try:
+            return self._app.data.model_ready(self.name, self.version)
+        except InferError:
+            return False
+
+    def metadata(self) -> pb.ModelMetadataResponse:
+        return self._app.data.metadata(self.name, self.version)
+
+    def config(self) -> ModelConfig:
+        """A copy."""
+        copy = ModelConfig()
+        copy.CopyFrom(self._app.data.config(self.name, self.version))
+        return copy
+
+    def statistics(self) -> pb.ModelStatisticsResponse:
+        return self._app.data.statistics(self.name, self.version)
+
+    def infer(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        outputs: Sequence[str] = (),
+        parameters: Mapping[str, Parameter] | None = None,
+        id: str = "",
+        timeout: float | None = None,
+    ) -> Answer:
+        """Ask and wait, at most `timeout` seconds: then TimeoutError. Inputs have the batch dimension if there is one.
+
+        `parameters` may steer the server: `priority`, `sequence_id`, `sequence_start`, `sequence_end`.
+        """
+        request, sink = self._begin(inputs, outputs, parameters, id, timeout)
+        return self._wait(request, sink, timeout)
+
+    def submit(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        outputs: Sequence[str] = (),
+        parameters: Mapping[str, Parameter] | None = None,
+        id: str = "",
+    ) -> Future[Answer]:
+        """Ask and go on. What is refused raises here; what fails later is the future's."""
+        return self._begin(inputs, outputs, parameters, id, None)[1].future
+
+    async def infer_async(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        outputs: Sequence[str] = (),
+        parameters: Mapping[str, Parameter] | None = None,
+        id: str = "",
+        timeout: float | None = None,
+    ) -> Answer:
+        """As `infer` for the program's own event loop; cancelling it withdraws the request."""
+        request, sink = self._begin(inputs, outputs, parameters, id, timeout)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(sink.future), timeout)
+        except InferError as error:
+            raise _late(error, request) from None
+        except (TimeoutError, asyncio.CancelledError):
+            self._withdraw(request)
+            raise
+
+    def stream(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        outputs: Sequence[str] = (),
+        parameters: Mapping[str, Parameter] | None = None,
+        id: str = "",
+        timeout: float | None = None,
+    ) -> Iterator[Answer]:
+        """All answers, of decoupled models any number; `timeout` is for each. Leaving the loop withdraws the request.
+
+        What is refused raises here, before the first answer is asked for.
+        """
+        request, sink = self._begin_stream(inputs, outputs, parameters, id)
+        return self._read(request, sink, timeout)
+
+    def stream_async(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        outputs: Sequence[str] = (),
+        parameters: Mapping[str, Parameter] | None = None,
+        id: str = "",
+    ) -> AsyncIterator[Answer]:
+        """As `stream` for the program's own event loop."""
+        request, sink = self._begin_stream(inputs, outputs, parameters, id)
+        return self._read_async(request, sink)
+
+    # ---- one answer
+
+    def _begin(
+        self,
+        inputs: Mapping[str, Any],
+        outputs: Sequence[str],
+        parameters: Mapping[str, Parameter] | None,
+        id: str,
+        timeout: float | None,
+    ) -> tuple[InferRequest, One]:
+        sink = One()
+        request = self._request(inputs, outputs, parameters, id, sink)
+        if request.form.decoupled:
+            raise unsupported(
+                f"model '{self.name}' is decoupled: it may answer any number of times", "use stream() or stream_async()"
+            )
+        if timeout is not None:
+            request.expires_ns = request.received_ns + round(timeout * 1e9)
+        self._app.data.infer(request)
+        return request, sink
+
+    def _wait(self, request: InferRequest, sink: One, timeout: float | None) -> Answer:
+        try:
+            return sink.future.result(timeout)
+        except InferError as error:
+            raise _late(error, request) from None
+        except BaseException:
+            # Too late, or the program is being interrupted.
+            self._withdraw(request)
+            sink.future.cancel()
+            raise
+
+    # ---- many answers
+
+    def _begin_stream(
+        self, inputs: Mapping[str, Any], outputs: Sequence[str], parameters: Mapping[str, Parameter] | None, id: str
+    ) -> tuple[InferRequest, Many]:
+        sink = Many(self._home.post)
+        request = self._request(inputs, outputs, parameters, id, sink)
+        request.flow = sink.flow
+        self._app.data.infer(request)
+        return request, sink
+
+    def _read(self, request: InferRequest, sink: Many, timeout: float | None) -> Iterator[Answer]:
+        try:
+            while True:
+                if not sink.wait(timeout):
+                    raise TimeoutError(f"model '{self.name}' did not answer within {timeout:g} seconds")
+                found = sink.take()
+                if found is None:
+                    return
+                if isinstance(found, InferError):
+                    raise found
+                yield found
+        finally:
+            self._leave(request, sink)
+
+    async def _read_async(self, request: InferRequest, sink: Many) -> AsyncIterator[Answer]:
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        sink.listen(lambda: loop.call_soon_threadsafe(changed.set))
+        try:
+            while True:
+                changed.clear()
+                ended = sink.ended
+                found = sink.take()
+                if found is None and ended:
+                    return
+                if found is None:
+                    await changed.wait()
+                elif isinstance(found, InferError):
+                    raise found
+                else:
+                    yield found
+        finally:
+            sink.listen(lambda: None)
+            self._leave(request, sink)
+
+    def _leave(self, request: InferRequest, sink: Many) -> None:
+        if not sink.ended:
+            self._withdraw(request)
+        self._home.post(sink.flow.release)
+
+    # ---- both
+
+    def _request(
+        self,
+        inputs: Mapping[str, Any],
+        outputs: Sequence[str],
+        parameters: Mapping[str, Parameter] | None,
+        id: str,
+        sink: ResponseSink,
+    ) -> InferRequest:
+        data = self._app.data
+        if self._generation != data.generation:
+            generation = data.generation
+            self._wanted = wanted(self.metadata())
+            self._generation = generation
+        heads, parts = encode(inputs, self._wanted)
+        head = RequestHead(self.name, self.version, id, heads, tuple(outputs), dict(parameters or {}))
+        form = data.prepare(head)
+        ordered = tuple([parts[index] for index in form.order])
+        return InferRequest(form, id, ordered, sink, time.monotonic_ns())
+
+    def _withdraw(self, request: InferRequest) -> None:
+        self._home.post(lambda: request.form.withdraw(request))
+
+
+def _late(error: InferError, request: InferRequest) -> BaseException:
+    """The request's time was over while it waited for an instance: for the program that is one and the same."""
+    expired = request.expires_ns and time.monotonic_ns() >= request.expires_ns
+    return TimeoutError(error.message) if expired and error.code in (Code.UNAVAILABLE, Code.CANCELLED) else error

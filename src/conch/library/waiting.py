@@ -1,0 +1,97 @@
+"""Who waits for answers: one answer as a future, many as a queue. Both are `types.request.ResponseSink`s."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Final
+
+from conch.library.answer import Answer, read
+from conch.types.error import InferError
+from conch.types.flow import Flow
+from conch.types.request import InferRequest
+from conch.types.response import FINAL, FailedResponse, InferResponse
+
+#: Responses that may wait for a reader before the model is asked to pause.
+_FULL: Final = 64
+
+
+class One:
+    """The single answer of a model that is not decoupled."""
+
+    __slots__ = ("future",)
+
+    def __init__(self) -> None:
+        self.future: Future[Answer] = Future()
+
+    def reply(self, request: InferRequest, response: InferResponse, final: bool) -> None:
+        # Who gave up waiting has cancelled the future.
+        if self.future.set_running_or_notify_cancel():
+            try:
+                self.future.set_result(read(request, response))
+            except Exception as error:  # noqa: BLE001  a sink never raises
+                self.future.set_exception(error)
+
+    def fail(self, request: InferRequest, error: InferError) -> None:
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
+
+class Many:
+    """All answers of a request in order. `post` runs a call on the server's loop."""
+
+    __slots__ = ("_answers", "_changed", "_listener", "_post", "ended", "flow")
+
+    def __init__(self, post: Callable[[Callable[[], object]], object]) -> None:
+        self._post = post
+        self._answers: deque[Answer | InferError] = deque()
+        self._changed = threading.Condition()
+        #: Called, from any thread, whenever there is something new.
+        self._listener: Callable[[], object] | None = None
+        self.ended = False
+        self.flow = Flow()
+
+    def reply(self, request: InferRequest, response: InferResponse, final: bool) -> None:
+        found: Answer | InferError | None = None
+        if isinstance(response, FailedResponse):
+            found = response.error
+        elif response is not FINAL:
+            found = read(request, response)
+        self._put(found, final)
+
+    def fail(self, request: InferRequest, error: InferError) -> None:
+        self._put(error, True)
+
+    def listen(self, listener: Callable[[], object]) -> None:
+        with self._changed:
+            self._listener = listener
+        listener()
+
+    def take(self) -> Answer | InferError | None:
+        """The next one; None where there is none now."""
+        with self._changed:
+            found = self._answers.popleft() if self._answers else None
+            free = self.flow.full and len(self._answers) <= _FULL // 2
+        if free:
+            self._post(self.flow.release)
+        return found
+
+    def wait(self, seconds: float | None) -> bool:
+        """Until there is one, or the end; False when that took too long."""
+        with self._changed:
+            return self._changed.wait_for(lambda: bool(self._answers) or self.ended, seconds)
+
+    def _put(self, answer: Answer | InferError | None, final: bool) -> None:
+        with self._changed:
+            if answer is not None:
+                self._answers.append(answer)
+            self.ended = self.ended or final
+            # The flow belongs to the loop; but a maker in another thread is to see at once that it is too fast, and
+            # whoever reads what fills it lets it go on the loop.
+            self.flow.full = self.flow.full or len(self._answers) >= _FULL
+            self._changed.notify_all()
+            listener = self._listener
+        if listener is not None:
+            listener()

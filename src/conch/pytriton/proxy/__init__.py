@@ -1,0 +1,1 @@
+"""Where PyTriton keeps what inference callables get."""

@@ -1,0 +1,77 @@
+"""TensorRT engines and GPU pipelines of DALI with the real libraries: only where there is a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+
+from support.server import Server
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not Path("/dev/nvidiactl").exists(), reason="this machine has no NVIDIA GPU"),
+]
+
+PIPELINE = """
+import nvidia.dali as dali
+import nvidia.dali.types as types
+from nvidia.dali.plugin.triton import autoserialize
+
+@autoserialize
+@dali.pipeline_def(batch_size=8, num_threads=1, device_id=0, output_dtype=types.FLOAT, output_ndim=1)
+def pipe():
+    return dali.fn.external_source(device="cpu", name="x", dtype=types.FLOAT, ndim=1).gpu() * 2.0
+"""
+
+
+def doubling_engine() -> bytes:
+    """`y` = `x` + `x` for 1 to 8 rows of 4, built for this machine's GPU."""
+    trt = pytest.importorskip("tensorrt", reason="pip install 'conch[tensorrt]'")
+    pytest.importorskip("cuda.bindings", reason="pip install cuda-python")
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    network = builder.create_network(0)
+    x = network.add_input("x", trt.float32, (-1, 4))
+    y = network.add_elementwise(x, x, trt.ElementWiseOperation.SUM).get_output(0)
+    y.name = "y"
+    network.mark_output(y)
+    profile = builder.create_optimization_profile()
+    profile.set_shape("x", (1, 4), (4, 4), (8, 4))
+    config = builder.create_builder_config()
+    config.add_optimization_profile(profile)
+    return bytes(builder.build_serialized_network(network, config))
+
+
+def ask(server: Server, model: str, output: str, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
+        sent = tritonclient.grpc.InferInput("x", list(x.shape), "FP32")
+        sent.set_data_from_numpy(x)
+        answer: np.ndarray[Any, Any] = client.infer(model, [sent]).as_numpy(output)
+        return answer
+
+
+def test_an_engine_is_served(tmp_path: Path) -> None:
+    """Every batch size of the profile, more than once, so that recorded graphs run too."""
+    (tmp_path / "double" / "1").mkdir(parents=True)
+    (tmp_path / "double" / "1" / "model.plan").write_bytes(doubling_engine())
+    (tmp_path / "double" / "config.pbtxt").write_text("optimization { cuda { graphs: true } }")
+    with Server(tmp_path) as server:
+        server.ready_seconds()
+        for rows in (1, 8, 3) * 4:
+            x = np.random.default_rng(rows).normal(size=(rows, 4)).astype(np.float32)
+            np.testing.assert_array_equal(ask(server, "double", "y", x), x * 2)
+
+
+def test_a_pipeline_on_a_gpu_is_served(tmp_path: Path) -> None:
+    """What a pipeline computes on the GPU comes back to the host."""
+    pytest.importorskip("nvidia.dali", reason="pip install nvidia-dali-cuda130")
+    (tmp_path / "double" / "1").mkdir(parents=True)
+    (tmp_path / "double" / "1" / "dali.py").write_text(PIPELINE)
+    (tmp_path / "double" / "config.pbtxt").write_text('backend: "dali" output [ { name: "y" } ]')
+    with Server(tmp_path) as server:
+        server.ready_seconds()
+        x = np.arange(12, dtype=np.float32).reshape(3, 4)
+        np.testing.assert_array_equal(ask(server, "double", "y", x), x * 2)
