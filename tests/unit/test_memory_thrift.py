@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from conch.memory.thrift import MMAP_THRESHOLD, TRIM_THRESHOLD, Thrift, allocator
+from support.fake_models import FakeLoaded, House
 
 #: Eight threads, one after the other, each with an arena of its own, free pieces of several sizes; all of them are
 #: alive at the end. Prints what the arenas keep then, and what is mapped while one piece of 8 MiB is held.
@@ -85,6 +86,22 @@ def test_the_allocator_of_an_operator_is_left_alone() -> None:
     assert allocator({"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1"}) is None
     with Thrift(None):
         pass
+
+
+def test_versions_that_were_replaced_are_closed_in_thrift(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a version frees when it is closed goes back to the system."""
+    options = Options()
+    thrift = Thrift(options)
+    with thrift:
+        low = dict(options.now)
+    closed = []
+    monkeypatch.setattr("conch.registry.reaper.THRIFT", thrift)
+    monkeypatch.setattr(FakeLoaded, "close", lambda _: closed.append(dict(options.now)))
+    with House() as house:
+        house.store.put("m", 1)
+        house.load("m")
+    assert closed == [low]
+    assert options.now[TRIM_THRESHOLD] > low[TRIM_THRESHOLD]
 
 
 @pytest.mark.skipif(allocator({}) is None, reason="not glibc")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from conch.backend.api import Instance, LoadedModel, Placement
 from conch.config.instances import InstanceGroup, Place
+from conch.memory.thrift import THRIFT
 from conch.schedule.api import Elastic
 from conch.schedule.queue import Post
 from conch.schedule.rate import Demand, Resource
@@ -155,7 +156,8 @@ class Crew:
             for member in members:
                 try:
                     scheduler.dismiss(member.instance)
-                    member.instance.close()
+                    with THRIFT:
+                        member.instance.close()
                 except BaseException:
                     # Foreign code; the instance is gone either way.
                     log.exception("failed to close instance '%s' of model '%s'", member.name, self._model)
@@ -189,7 +191,7 @@ class Crew:
         cores = self._equipment.policies.get(kind.host_policy, _NOWHERE)
         if kind.kind == "GPU" and self._equipment.admit is not None:
             self._equipment.admit(place.device, place.name)
-        with _on(cores):
+        with THRIFT, _on(cores):
             instance = self._loaded.instance(Placement(place.name, kind.kind, place.device, count, cores))
             try:
                 self._warm(instance, place.name)
