@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import http.client
 import itertools
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +20,9 @@ import tritonclient.grpc.aio as grpcclient
 
 from build import build, original
 from reference import Library
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from serving import serving
 
 HERE = Path(__file__).resolve().parent
 LIBRARY = "the library in a loop"
@@ -43,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="embeddings-")))
         build(place / "repository", original())
-        url = stack.enter_context(serving(place / "repository"))
+        _, url = stack.enter_context(serving(place / "repository", place / "server.log"))
         pipelines: dict[str, Embed] = {model: partial(ask, url, model, options.concurrency) for model in MODELS}
         expected = library.one_by_one(texts)
         worst = {name: float(np.abs(embed(texts) - expected).max()) for name, embed in pipelines.items()}
@@ -92,50 +91,6 @@ def report(worst: Mapping[str, float], rates: Mapping[str, float]) -> None:
     print(f"{'':24}{'sentences/s':>12}{'':>8}{'largest difference':>22}")
     for name, rate in rates.items():
         print(f"{name:24}{rate:12.0f}{rate / base:7.1f}x{worst.get(name, 0):22.1e}")
-
-
-@contextmanager
-def serving(repository: Path) -> Iterator[str]:
-    """A server in a process of its own, ready; the address of its gRPC port. Stopped on leaving."""
-    http_port, grpc_port = _free_ports(2)
-    flags = [f"--http-port={http_port}", f"--grpc-port={grpc_port}", "--allow-metrics=false"]
-    command = [sys.executable, "-m", "conch.cli.main", "serve", str(repository), *flags]
-    log = repository.parent / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-    try:
-        _await_ready(process, http_port, log)
-        yield f"127.0.0.1:{grpc_port}"
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-def _await_ready(process: subprocess.Popen[bytes], port: int, log: Path, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
-        try:
-            connection.request("GET", "/v2/health/ready")
-            if connection.getresponse().status == 200:
-                return
-        except OSError:
-            pass
-        finally:
-            connection.close()
-        time.sleep(0.05)
-    raise SystemExit(f"the server is not ready; it wrote:\n{log.read_text(errors='replace')}")
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in sockets]
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:

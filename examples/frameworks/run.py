@@ -8,21 +8,21 @@ Prints for each model how many answers are right and how far they are from its f
 from __future__ import annotations
 
 import argparse
-import http.client
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from serving import serving
 
 HERE = Path(__file__).resolve().parent
 #: The largest difference of a probability that still counts as the same answer.
@@ -42,7 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         images, labels = expected.pop("images"), expected.pop("labels")
         if "pipeline" in expected:
             expected["pipeline_bls"] = expected["pipeline"]
+        began = time.monotonic()
         http_url, grpc_url = stack.enter_context(serving(repository, place / "server.log"))
+        print(f"\nready after {time.monotonic() - began:.1f} s\n")
+        print(f"{'model':14}{'backend':14}{'batch':>6}{'right':>9}{'difference':>12}{'ms':>9}")
         rpc = stack.enter_context(grpcclient.InferenceServerClient(grpc_url))
         web = stack.enter_context(httpclient.InferenceServerClient(http_url))
         worst = [report(rpc, web, name, images, labels, direct) for name, direct in expected.items()]
@@ -89,56 +92,6 @@ def _train(repository: Path, answers: Path, only: Sequence[str] | None) -> None:
     """In a process of its own: what trains needs not stay in memory, and each framework's threads end with it."""
     command = [sys.executable, str(HERE / "train.py"), str(repository), f"--answers={answers}"]
     subprocess.run([*command, "--only", *only] if only else command, check=True)
-
-
-@contextmanager
-def serving(repository: Path, log: Path) -> Iterator[tuple[str, str]]:
-    """A server in a process of its own, ready; the addresses of its HTTP and gRPC ports. Stopped on leaving."""
-    http_port, grpc_port = _free_ports(2)
-    flags = [f"--http-port={http_port}", f"--grpc-port={grpc_port}", "--allow-metrics=false"]
-    began = time.monotonic()
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "conch.cli.main", "serve", str(repository), *flags],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-        )
-    try:
-        _await_ready(process, http_port, log)
-        print(f"\nready after {time.monotonic() - began:.1f} s\n")
-        print(f"{'model':14}{'backend':14}{'batch':>6}{'right':>9}{'difference':>12}{'ms':>9}")
-        yield f"127.0.0.1:{http_port}", f"127.0.0.1:{grpc_port}"
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-def _await_ready(process: subprocess.Popen[bytes], port: int, log: Path, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
-        try:
-            connection.request("GET", "/v2/health/ready")
-            if connection.getresponse().status == 200:
-                return
-        except OSError:
-            pass
-        finally:
-            connection.close()
-        time.sleep(0.05)
-    raise SystemExit(f"the server is not ready; it wrote:\n{log.read_text(errors='replace')}")
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in sockets]
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:

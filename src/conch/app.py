@@ -123,7 +123,7 @@ class Server:
         tracer = self._tracer = Tracer(trace, tracing.recorder(trace), bridge.on_loop, bridge.post)
         data = self._data = Data(registry, self._options.id, lambda: self._exiting, tracer, elders_of, traffic)
         control = self.control = Control(registry, self._options.repository.control_mode)
-        models.join(data, control)
+        models.join(data, control, registry.lend)
         settings = Settings(self._log_settings, tracer, data.model_ready)
         regions = Regions(allowed=self._options.memory.client_shm)
         self._listeners = Listeners(data, control, bridge, settings, regions, traffic, self.page)
@@ -257,7 +257,7 @@ class Server:
             remember=remember,
         )
         versions, self._steward = open_residency(
-            loader, options.memory.budget, post, timer.later, repository.load_threads
+            loader, options.memory.budget, post, timer.later, repository.load_threads, gpus
         )
         return Registry(
             AgentStore(repositories.store, self._agents),

@@ -31,13 +31,25 @@ class Gpus:
         options = self._options.gpu
         if options.enabled:
             try:
-                self._found = usable(self._read(), options)
+                read = self._read()
             except Absent as absent:
-                _log.debug("models run on the CPU: %s", absent)
+                level = logging.WARNING if absent.broken else logging.DEBUG
+                _log.log(level, "models run on the CPU: %s", absent)
+            else:
+                self._found = usable(read, options)
+                self._tell_dropped(read)
         for gpu in self._found:
             _log.info("GPU %d: %s, compute capability %.1f", gpu.device, gpu.name, gpu.capability)
         self._limit()
         return self._found
+
+    def _tell_dropped(self, read: list[Gpu]) -> None:
+        for gpu in read:
+            if gpu not in self._found:
+                _log.info(
+                    "GPU %d: %s is not used, its compute capability %.1f is below the least supported of %.1f",
+                    gpu.device, gpu.name, gpu.capability, self._options.gpu.min_compute_capability,
+                )  # fmt: skip
 
     def watch(self) -> None:
         """Begin to read what the metrics page shows, if it is to show GPUs."""

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import onnx
@@ -119,6 +119,7 @@ def test_wrong_types_are_refused_as_on_the_wire(server: conch.Server) -> None:
     [
         (np.ones((1, 2), np.complex64), "an array of complex64, which is no tensor's type"),
         ([["a", "b"]], "cannot be made a tensor of FP32"),
+        ([[1.0], [1.0, 2.0]], "cannot be made a tensor of FP32"),
         (object(), "cannot be made a tensor of FP32"),
     ],
 )
@@ -126,6 +127,39 @@ def test_what_is_no_tensor_is_one_sentence(server: conch.Server, value: object, 
     """Values that cannot be a tensor are named with the input."""
     with pytest.raises(conch.InferError, match=f"input 'x' (is|cannot).*{said.rsplit('cannot ', maxsplit=1)[-1]}"):
         server.model("double").infer({"x": value})
+
+
+class OnDevice:
+    """As an array of CuPy's: it must be asked for its copy on the host."""
+
+    __cuda_array_interface__: ClassVar[dict[str, object]] = {}
+
+    def __init__(self, array: np.ndarray | None) -> None:
+        self._array = array
+
+    def __dlpack__(self, **_: object) -> None:
+        raise BufferError("not on the host")
+
+    def __array__(self, *_: object) -> None:
+        raise TypeError("implicit conversion is not allowed")
+
+    def get(self) -> np.ndarray:
+        if self._array is None:
+            raise RuntimeError("the device is gone")
+        return self._array
+
+
+def test_tensors_that_numpy_cannot_read(server: conch.Server) -> None:
+    """Arrays on a device are fetched; what cannot be read is one sentence with the input's name."""
+    model = server.model("double")
+    found = model.infer({"x": OnDevice(np.ones((1, 2), np.float32))})
+    np.testing.assert_array_equal(found["output"], [[2.0, 2.0]])
+    with pytest.raises(conch.InferError, match=r"input 'x' is a .*OnDevice that cannot be read: the device is gone"):
+        model.infer({"x": OnDevice(None)})
+    torch = pytest.importorskip("torch")
+    with pytest.raises(conch.InferError, match=r"input 'x' is a torch\.Tensor that cannot be read") as caught:
+        model.infer({"x": torch.ones((1, 2)).to(torch.float8_e4m3fn)})
+    assert caught.value.code is Code.INVALID_ARG
 
 
 def test_unknown_models_and_keywords_are_named(server: conch.Server) -> None:
@@ -213,6 +247,34 @@ def test_a_request_can_be_given_up() -> None:
         assert model.statistics().model_stats[0].inference_count == 2
 
 
+def test_a_stream_that_is_forgotten_is_withdrawn() -> None:
+    """Also one that nobody has begun to read: what waits never runs, with threads and with event loops."""
+    gate = Gate()
+
+    def slow(x: float) -> float:
+        return gate(x)
+
+    async def forget(model: conch.Model) -> None:
+        model.stream_async({"x": 3.0})
+        closed = model.stream_async({"x": 4.0})
+        await closed.aclose()
+        assert [each async for each in closed] == []
+
+    with conch.Server(functions=[slow]) as server:
+        model = server.model("slow")
+        first = model.submit({"x": 1.0})
+        assert gate.entered.wait(20)
+        model.stream({"x": 2.0})
+        kept = model.stream({"x": 2.5})
+        kept.close()
+        assert list(kept) == []
+        asyncio.run(forget(model))
+        gate.open.set()
+        assert first.result(20)["output"].item() == 1.0
+        assert [each["output"].item() for each in model.stream({"x": 5.0})] == [5.0]
+        assert model.statistics().model_stats[0].inference_count == 2
+
+
 def test_a_real_model_is_served_reloaded_and_agrees(tmp_path: Path) -> None:
     """Digits by logistic regression through ONNX: classes agree with scikit-learn, batched, also after a reload."""
     skl2onnx = pytest.importorskip("skl2onnx")
@@ -281,6 +343,12 @@ def test_bytes_and_half_floats_go_both_ways(tmp_path: Path) -> None:
         half = server.model("half").infer({"x": [[1.5, -2.0]]})["y"]
         assert half.dtype == np.float32
         assert half.tolist() == [[1.5, -2.0]]
+        for ragged in ([["a"], ["b", "c"]], [["a", ["b"]]]):
+            with pytest.raises(conch.InferError, match="a tensor of BYTES: its lists have different lengths"):
+                server.model("bytes").infer({"x": ragged})
+        torch = pytest.importorskip("torch")
+        for tensor in (torch.tensor([[1.5, -2.0]], dtype=torch.bfloat16, requires_grad=grad) for grad in (True, False)):
+            assert server.model("half").infer({"x": tensor})["y"].tolist() == [[1.5, -2.0]]
 
 
 def test_ports_are_opened_when_asked_for() -> None:
@@ -431,6 +499,30 @@ def test_two_functions_of_one_name_are_refused() -> None:
     """Names are the models' names."""
     with pytest.raises(ValueError, match="two functions for model 'double'"):
         conch.Server(functions=[double, double])
+
+
+class Broken(Wrong):
+    """Does not even load."""
+
+    def open(self, placement: Placement) -> Wrong:
+        raise RuntimeError("no weights")
+
+
+def test_a_function_that_cannot_be_loaded_frees_its_name() -> None:
+    """Added to a server that runs; the next one of that name is taken."""
+    config = ModelConfig(name="m")
+    config.input.add(name="x", data_type=INT32.number, dims=[1])
+    config.output.add(name="y", data_type=FP32.number, dims=[2])
+    answer = {"y": np.ones(2, np.float32)}
+    with conch.Server() as server:
+        with pytest.raises(conch.InferError, match="no weights"):
+            server.add(Bound(config, Broken({})))
+        assert [each.name for each in server.index()] == []
+        assert server.add(Bound(config, Wrong(answer))) == "m"
+        assert server.model("m").infer({"x": 1})["y"].tolist() == [1, 1]
+        with pytest.raises(ValueError, match="two functions for model 'm'"):
+            server.add(Bound(config, Wrong(answer)))
+        assert server.model("m").ready()
 
 
 def test_ensembles_cross_functions_and_files(tmp_path: Path) -> None:

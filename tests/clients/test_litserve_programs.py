@@ -65,7 +65,7 @@ class Square(ls.LitAPI):
 
     def predict(self, x: float) -> float:
         if x == 13:
-            raise ls.HTTPException(418, "unlucky")
+            raise ls.HTTPException(418, "unlucky", {"X-Why": "thirteen"})
         return x**self.power
 
     def encode_response(self, output: float) -> Any:
@@ -78,6 +78,8 @@ class Batched(ls.LitAPI):
     def setup(self, device: str) -> None: ...
 
     def decode_request(self, request: Any) -> np.ndarray:
+        if request["input"] is None:
+            raise ls.HTTPException(400, object())
         return np.asarray(request["input"], np.float32)
 
     def predict(self, x: np.ndarray) -> np.ndarray:
@@ -246,9 +248,9 @@ def test_requests_run_in_batches(server: ls.LitServer) -> None:
 def test_one_bad_request_of_a_batch_fails_alone(server: ls.LitServer) -> None:
     """What cannot be decoded is that client's error; the others of the batch are answered."""
     with ThreadPoolExecutor(4) as threads:
-        bodies = [{"input": [1, 1]}, {"wrong": 1}, {"input": [2, 1]}]
+        bodies = [{"input": [1, 1]}, {"wrong": 1}, {"input": None}, {"input": [2, 1]}]
         found = list(threads.map(lambda body: ask(server, "/batched", body)[0], bodies))
-    assert found == [200, 500, 200]
+    assert found == [200, 500, 400, 200]
 
 
 def test_streams_come_piece_by_piece(server: ls.LitServer) -> None:
@@ -258,7 +260,8 @@ def test_streams_come_piece_by_piece(server: ls.LitServer) -> None:
     status, _, body = ask(server, "/streamed", {"n": "x"})
     assert status == 422
     assert json.loads(body)["detail"][0]["loc"] == ["body", "n"]
-    with pytest.raises(http.client.IncompleteRead):
+    # The connection is cut; whether something of the answer went out before is chance.
+    with pytest.raises((http.client.IncompleteRead, ConnectionError)):
         ask(server, "/streamed", {"n": 9})
     with ThreadPoolExecutor(2) as threads:
         found = list(threads.map(lambda name: ask(server, "/streamed_batch", {"name": name})[2], "ab"))
@@ -283,6 +286,16 @@ def test_forms_and_files(server: ls.LitServer) -> None:
     )
     found = ask(server, "/raw", body, {"Content-Type": "multipart/form-data; boundary=x"})
     assert (found[0], json.loads(found[2])) == (200, ["me", ["f.txt", "text/plain", "inside"]])
+
+
+def test_headers_of_the_program_are_carried(server: ls.LitServer) -> None:
+    """Those that an exception brings are in the answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    for _ in range(2):
+        connection.request("POST", "/predict", b'{"input": 13}', {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        assert (answer.status, answer.headers["X-Why"], answer.read()) == (418, "thirteen", b'{"detail":"unlucky"}')
+    connection.close()
 
 
 def test_the_other_endpoints(server: ls.LitServer) -> None:

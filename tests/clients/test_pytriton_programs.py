@@ -37,7 +37,9 @@ from conch.pytriton.exceptions import (
     PyTritonValidationError,
 )
 from conch.pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
+from conch.pytriton.program import CallableProgram
 from conch.pytriton.triton import Triton, TritonConfig
+from conch.types.error import InferError
 from support.server import free_ports
 
 FLOAT = Tensor(dtype=np.float32, shape=(-1,))
@@ -284,6 +286,21 @@ def test_models_can_be_bound_while_it_serves(triton: Triton) -> None:
     with pytest.raises(PyTritonInvalidOperationError, match="'late' is bound already"):
         triton.bind("late", Model(5).infer, [FLOAT], [FLOAT])
     assert triton.is_alive()
+
+
+def test_a_binding_that_cannot_be_loaded_frees_its_name(triton: Triton, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one of that name is taken."""
+
+    def fails(self: CallableProgram, placement: object) -> None:
+        raise RuntimeError("no weights")
+
+    tensors = [Tensor((1,), np.float32, "x")], [Tensor((1,), np.float32, "y")]
+    with monkeypatch.context() as patched:
+        patched.setattr(CallableProgram, "open", fails)
+        with pytest.raises(InferError, match="no weights"):
+            triton.bind("again", Model(6).infer, *tensors)
+    triton.bind("again", Model(6).infer, *tensors)
+    np.testing.assert_array_equal(ask(triton, "again", x=floats([1]))["y"], [[6]])
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from tritonclient import grpc as grpc_client
 from conch import tritonserver
 from conch.library import Server as LibraryServer
 from conch.tritonfrontend import KServeGrpc, KServeHttp, Metrics
+from conch.types.error import unavailable
 
 CONFIG = """
 backend: "identity"
@@ -97,13 +98,11 @@ def test_a_model_answers_once(server: tritonserver.Server) -> None:
 
 
 def test_a_decoupled_model_answers_until_the_final_response(server: tritonserver.Server) -> None:
-    """As many responses as there are, then one that is final; the same with an event loop, and into a queue."""
+    """As many responses as there are, then one that is final; the same with an event loop."""
     model = server.model("many")
     assert model.transaction_properties() is tritonserver.ModelTxnPropertyFlag.DECOUPLED
-    put: queue.Queue[tritonserver.InferenceResponse] = queue.Queue()
-    found = list(model.infer(inputs={"IN": np.array([3], np.int32)}, response_queue=put))
+    found = list(model.infer(inputs={"IN": np.array([3], np.int32)}))
     assert [each.final for each in found] == [False, False, False, True]
-    assert put.qsize() == 4
 
     async def main() -> list[bool]:
         responses = model.async_infer(inputs={"IN": np.array([2], np.int32)})
@@ -114,6 +113,68 @@ def test_a_decoupled_model_answers_until_the_final_response(server: tritonserver
     next(left)
     left.cancel()
     assert list(left) == []
+
+
+def test_a_queue_gets_responses_without_an_iteration(server: tritonserver.Server) -> None:
+    """Who reads the queue alone gets all of them, the final one too; who iterates as well gets the same again."""
+    model, inputs = server.model("many"), {"IN": np.array([3], np.int32)}
+    put: queue.Queue[tritonserver.InferenceResponse] = queue.Queue()
+    model.infer(inputs=inputs, response_queue=put)
+    assert [put.get(timeout=20).final for _ in range(4)] == [False, False, False, True]
+    again = list(model.infer(inputs=inputs, response_queue=put))
+    assert [put.get(timeout=20) for _ in range(4)] == again
+    left = model.infer(inputs={"IN": np.array([100_000], np.int32)}, response_queue=put)
+    put.get(timeout=20)
+    left.cancel()
+    while not put.get(timeout=20).final:
+        pass
+    assert list(left) == []
+
+    async def main() -> tuple[list[bool], list[tritonserver.InferenceResponse], list[tritonserver.InferenceResponse]]:
+        mine: asyncio.Queue[tritonserver.InferenceResponse] = asyncio.Queue(2)
+        model.async_infer(inputs=inputs, response_queue=mine)
+        finals = [(await mine.get()).final for _ in range(4)]
+        responses = model.async_infer(inputs=inputs, response_queue=mine)
+        queued = [await mine.get() for _ in range(4)]
+        return finals, queued, [each async for each in responses]
+
+    finals, queued, iterated = asyncio.run(main())
+    assert finals == [False, False, False, True]
+    assert queued == iterated
+    with pytest.raises(tritonserver.InvalidArgumentError, match=r"response_queue is an asyncio\.Queue"):
+        model.infer(inputs=inputs, response_queue=asyncio.Queue())
+
+
+def test_what_is_no_answer_goes_into_the_queue(tmp_path: Path) -> None:
+    """An error is a final response in the queue, and is raised for who iterates."""
+
+    def broken(x: float) -> float:
+        raise ValueError("no answer")
+
+    with LibraryServer(functions=[broken]) as inner:
+        put: queue.SimpleQueue[tritonserver.InferenceResponse] = queue.SimpleQueue()
+        model = tritonserver.Model(inner, "broken")
+        responses = model.infer(inputs={"x": 1.0}, response_queue=put)
+        response = put.get(timeout=20)
+        assert response.final
+        assert "no answer" in str(response.error)
+        with pytest.raises(tritonserver.TritonError, match="no answer"):
+            next(responses)
+
+
+def test_leaving_a_server_that_does_not_end_in_time_raises_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a with statement hides what `stop` has to say, not what happened within."""
+
+    def late(self: LibraryServer) -> None:
+        stop(self)
+        raise unavailable("models did not end within 1 seconds")
+
+    stop = LibraryServer.stop
+    monkeypatch.setattr(LibraryServer, "stop", late)
+    with pytest.raises(KeyError, match="mine"), tritonserver.Server(model_repository=tmp_path):
+        raise KeyError("mine")
 
 
 def test_errors_have_tritons_classes(server: tritonserver.Server) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -11,13 +13,17 @@ import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
+from conch.backend.python import host
 from conch.backend.python.channel import WINDOW
-from conch.types.error import Code
+from conch.backend.python.process import Launch, WorkerProcess
+from conch.backend.python.settings import read_settings
+from conch.types.error import Code, InferError
 from conch.types.flow import Flow
 from conch.types.response import InferResponse
 from support.python_models import array_of, form_for, make_spec, model_source, outcome, served
@@ -194,6 +200,64 @@ def test_restarts_that_keep_failing_refuse_requests(tmp_path: Path, monkeypatch:
         flag.unlink()
         until(model.model.ready)
         assert isinstance(model.echo(), InferResponse)
+
+
+def test_restarts_survive_a_machine_without_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a restart fails with, it is tried again; what was made until then is freed, and the process ended."""
+    with served(tmp_path, model_source()) as model:
+        model.echo()
+        before = descriptors()
+        real, failed = os.pidfd_open, []
+
+        def scarce(pid: int, flags: int = 0) -> int:
+            if len(failed) < 2:
+                failed.append(pid)
+                raise OSError(errno.EMFILE, "Too many open files")
+            return real(pid, flags)
+
+        monkeypatch.setattr(os, "pidfd_open", scarce)
+        os.kill(model.pid, signal.SIGKILL)
+        until(lambda: len(failed) == 2)
+        assert array_of(model.echo(5).outputs[0]).tolist() == [[5, 5]]
+        assert descriptors() == before
+        assert not any(psutil.pid_exists(pid) for pid in failed)
+
+
+def test_restarts_survive_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that nobody thought of does not end the restarts either."""
+    with served(tmp_path, model_source()) as model:
+        model.echo()
+        real, failed = host._start, []
+
+        def odd(*arguments: Any) -> Any:
+            if not failed:
+                failed.append(1)
+                raise MemoryError
+            return real(*arguments)
+
+        monkeypatch.setattr(host, "_start", odd)
+        os.kill(model.pid, signal.SIGKILL)
+        until(lambda: bool(failed))
+        assert array_of(model.echo(5).outputs[0]).tolist() == [[5, 5]]
+
+
+def test_an_interpreter_that_cannot_begin(tmp_path: Path) -> None:
+    """It is gone before it is spoken to: what it said is told, and nothing is left open."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho no libpython >&2\nexit 127\n")
+    python.chmod(0o755)
+    before = descriptors()
+    worker = WorkerProcess(Launch("m", "m_0", str(python), {}, read_settings({})))
+    select.select([worker.pidfd], [], [])
+    with pytest.raises(InferError) as caught:
+        worker.begin(lambda: False)
+    assert caught.value.message.endswith("exited with code 127. Last lines of its stderr:\nno libpython")
+    assert descriptors() == before
+
+
+def descriptors() -> int:
+    gc.collect()
+    return psutil.Process().num_fds()
 
 
 def test_close_while_the_model_is_broken(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from conch.config.cloud import Credential, cache_directory, choose, cloud_credential, read_credentials
 from conch.config.repository_url import RepositoryUrl, UrlError, is_url, parse_url, shown
+from conch.repository.bucket import Bucket
 from conch.repository.eviction import CachedObject, evict
 from conch.repository.layout import RemoteFile, layout
 from conch.types.error import InferError
@@ -182,6 +183,8 @@ def test_a_layout_tells_what_files_are_for() -> None:
         [
             *files("config.pbtxt", "labels.txt", "1/model.onnx", "12/a/b", "2/.keep", "warmup/x", "configs/fast.pbtxt"),
             *files(".git/x", "03/y", "1/__pycache__/z", "1/.hidden"),
+            # Double slashes in keys: these are no paths from the root.
+            *files("/home/u/.bashrc", "/home/u/x", "1//home/u/x"),
             *files("4", "5/", size=0),
         ]
     )
@@ -222,3 +225,17 @@ def test_equal_contents_share_a_place_in_the_cache() -> None:
         assert RemoteFile("1/a", 1, tag).key("s3://b/m") == RemoteFile("2/a", 1, tag).key("s3://b/n")
         assert RemoteFile("1/a", 1, tag).key("s3://b/m") != RemoteFile("1/a", 2, tag).key("s3://b/m")
     assert RemoteFile("1/a", 1, "0x8D").key("as://b/m") != RemoteFile("2/a", 1, "0x8D").key("as://b/m")
+
+
+def test_errors_of_storages_show_no_secrets() -> None:
+    """Neither the URL's signature, with or without the URL, nor any credential there has been."""
+    url = parse_url("as://acc/con/p?sv=1&sig=hush")
+    credentials = iter([Credential({"account_key": each}) for each in ("k-one", "k-one", "k-two")])
+    bucket = Bucket(url, lambda _: next(credentials))
+    bucket._connect = lambda credential: object()  # type: ignore[method-assign]
+    for _ in range(3):
+        bucket._connected()
+        bucket._filesystem = None
+    assert bucket._secrets == ["k-one", "k-two"]
+    told = bucket._reason(ValueError(f"{url.text}: GET https://acc.x/con/p/m?sv=1&sig=hush with k-one, k-two"))
+    assert told == "as://acc/con/p?***: GET https://acc.x/con/p/m?*** with ***, ***"

@@ -15,7 +15,21 @@ from conch.backend.python.archive import Judge, Unsound, unpack
 from conch.types.error import InferError
 
 NAMES = st.sampled_from(
-    ["a", "a/b", "a/b/c", "b", "./a", "a/../b", "../x", "/x", "bin/python", "top/bin/python3.11", "x/../../y", "."]
+    [
+        "a",
+        "a/b",
+        "a/b/c",
+        "b",
+        "./a",
+        "a/../b",
+        "../x",
+        "/x",
+        "bin/python",
+        "top/bin/python3.11",
+        "bin/python/../x",
+        "x/../../y",
+        ".",
+    ]
 )
 TARGETS = st.sampled_from(["a", "b", "../b", "..", "../..", "../../x", "{outside}", "/", "a/b", "."])
 MEMBERS = st.lists(
@@ -69,6 +83,12 @@ def test_nothing_is_written_outside(members: list[tuple[bytes, str, str]]) -> No
         ([(tarfile.SYMTYPE, "a", "b"), (tarfile.REGTYPE, "a/x", "")], "its member 'a/x' lies below the link 'a'"),
         ([(tarfile.SYMTYPE, "a", "b"), (tarfile.REGTYPE, "a", "")], "its member 'a' is there twice, as a link"),
         ([(tarfile.REGTYPE, "a/b", ""), (tarfile.SYMTYPE, "a", "b")], "its member 'a' is there twice, as a link"),
+        ([(tarfile.SYMTYPE, "bin/python", "/etc"), (tarfile.REGTYPE, "bin/python/../x", "")],
+         "its member 'bin/python/../x' leads out of it"),
+        ([(tarfile.SYMTYPE, "bin/python", "/etc/x"), (tarfile.SYMTYPE, "a", "bin/python/../../passwd")],
+         "its link 'a' leads out of it, to 'bin/python/../../passwd'"),
+        ([(tarfile.REGTYPE, "bin/x", ""), (tarfile.LNKTYPE, "a", "bin/python/../x")],
+         "its link 'a' is to 'bin/python/../x', which is no file before it"),
         ([(tarfile.LNKTYPE, "a", "/etc/passwd")], "its link 'a' is to '/etc/passwd', which is no file before it"),
         ([(tarfile.FIFOTYPE, "a", "")], "its member 'a' is neither file nor folder nor link"),
     ],

@@ -15,6 +15,7 @@ from conch.config.repository_url import parse_url
 from conch.config.server import RepositoryOptions
 from conch.repository.content_cache import ContentCache
 from conch.repository.download import Downloads
+from conch.repository.layout import RemoteFile
 from conch.repository.local import LocalStore
 from conch.repository.open import open_repositories
 from conch.repository.remote import RemoteStore
@@ -525,3 +526,28 @@ def test_a_web_server_is_a_repository(tmp_path: Path) -> None:
             assert (it.store.names(), list(it.store.survey().looks)) == (["m"], ["m"])
             assert (it.store.fetch("m").directory / "1" / "w").read_text() == "weights"
         server.shutdown()
+
+
+def test_files_that_form_no_folder_are_refused(memory: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storages may have a file where others have a folder, and names that lead elsewhere: nothing is written there."""
+    place = memory.below("no_folder")
+    place.put({"m/config.pbtxt": ALL_VERSIONS, "m/1/model.py": "x"})
+    with Fetches(place, tmp_path / "cache") as fetches:
+        more: list[RemoteFile] = []
+        asked = fetches.store._bucket.files
+        monkeypatch.setattr(
+            fetches.store._bucket, "files", lambda name: {**asked(name), **{each.path: each for each in more}}
+        )
+        model = asked("m")["1/model.py"]
+        monkeypatch.setattr(Downloads, "bring", lambda self, bucket, cache, name, wanted, quiet=False: bring(
+            self, bucket, cache, name, [each for each in wanted if each[0] not in more], quiet=quiet))  # fmt: skip
+        more[:] = [dataclasses.replace(model, path="1/model.py/x")]
+        with pytest.raises(InferError, match=r"do not form a folder, '1/model\.py/x' lies where another file is"):
+            fetches.store.fetch("m")
+        outside = tmp_path / "outside"
+        more[:] = [dataclasses.replace(model, path=f"1/{outside}")]
+        fetches.store.fetch("m").release()
+        assert not outside.exists()
+
+
+bring = Downloads.bring

@@ -146,3 +146,11 @@ def test_a_runtime_is_one_that_there_is(tmp_path: Path, backend: str, runtime: s
     with pytest.raises(InferError) as caught:
         Backends(tmp_path).check_runtime(config, files)
     assert caught.value.message == text.replace("<root>", str(tmp_path))
+
+
+def test_whose_models_have_the_settings_of_python_models(tmp_path: Path) -> None:
+    """Those of the backends that run models in workers, PyTorch's modules and packages among them."""
+    program(tmp_path, "mine")
+    backends = Backends(tmp_path)
+    named = ["dali", "fault", "mine", "onnxruntime", "pytorch", "tensorflow"]
+    assert [name for name in named if not backends.is_python(name)] == ["onnxruntime"]

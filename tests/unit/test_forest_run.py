@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from sklearn import ensemble
 
+from conch.backend.forest import backend
 from conch.types.error import InferError
 from support.forests import (
     ask,
@@ -52,6 +55,25 @@ def test_lightgbm_probabilities(tmp_path: Path, name: str, engine: str) -> None:
     served = load(tmp_path, model.booster_.save_model, "model.txt", config)
     x = with_missing(data(name)[0])
     np.testing.assert_allclose(ask(served, x), model.predict_proba(x), **CLOSE)
+
+
+@pytest.mark.parametrize(("engine", "kept"), [("auto", False), ("treelite", True)])
+def test_one_copy_of_the_trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, kept: bool) -> None:
+    """treelite's is let go of where another engine computes, as long as the model is served."""
+    read: list[weakref.ref[Any]] = []
+    models = []
+
+    class Kept(backend.ForestModel):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            read.append(weakref.ref(self._forest))
+            models.append(self)
+
+    monkeypatch.setattr(backend, "ForestModel", Kept)
+    config = forest_config(predict_proba="true", conch_forest_engine=engine)
+    load(tmp_path, xgboost_model().save_model, "xgboost.json", config)
+    gc.collect()
+    assert [(model() is not None) for model in read] == [kept]
 
 
 def test_one_against_all(tmp_path: Path) -> None:

@@ -282,3 +282,28 @@ def test_a_model_on_one_gpu_has_its_name_as_a_label() -> None:
         (1,): f'{{gpu_uuid="GPU-{SECOND}",model="m",version="1"}}',
         (0, 1): '{model="m",version="1"}',
     }
+
+
+@pytest.mark.parametrize(
+    ("driver", "level"),
+    [
+        (FakeDriver(fails=("cuInit", 999)), logging.WARNING),
+        (FakeDriver(("NVIDIA A", 8, 6, 100), fails=("cuDeviceGetCount", 3)), logging.WARNING),
+        (SimpleNamespace(), logging.WARNING),
+        (FakeDriver(fails=("cuInit", 100)), logging.DEBUG),
+        (FakeDriver(), logging.DEBUG),
+    ],
+)
+def test_a_broken_driver_is_told(driver: object, level: int, caplog: pytest.LogCaptureFixture) -> None:
+    """A machine with GPUs that serves on its CPU is a surprise; one without GPUs is none."""
+    caplog.set_level(logging.DEBUG, "conch")
+    assert Gpus(ServerOptions(), lambda: read_gpus(lambda: driver)).find() == []
+    assert [(each.levelno, each.message.split(":")[0]) for each in caplog.records] == [(level, "models run on the CPU")]
+
+
+def test_gpus_that_are_left_alone_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    """By number, name and capability."""
+    caplog.set_level(logging.INFO, "conch")
+    found = Gpus(ServerOptions(gpu=GpuOptions(min_compute_capability=7.5)), lambda: [gpu(0, 7.0), gpu(1, 8.6)])
+    assert [each.device for each in found.find()] == [1]
+    assert "is not used, its compute capability 7.0 is below the least supported of 7.5" in caplog.text

@@ -14,10 +14,13 @@ import pytest
 
 from conch.config.flag_values import FlagValueError
 from conch.config.flags import FlagError, parse
+from conch.config.gpus import Gpu
 from conch.config.memory import PARAMETER, MemoryWish, amount, memory_budget, memory_wish
-from conch.observe.footprint import Gauge, families, gpu_use, resident
+from conch.observe.footprint import Gauge, GpuReader, families, resident
+from conch.observe.gpu import Nvml
 from conch.observe.memory_page import ModelMemory, render
 from conch.pb.model_config_pb2 import ModelConfig
+from conch.registry import residency
 from conch.registry.residency import open_residency
 from conch.types.error import InferError
 from support.fake_models import FakeLoader, FakeStore
@@ -149,20 +152,79 @@ def test_families_are_whole() -> None:
     assert families({2: 1, 3: 2, 4: 3, 5: 1}, [2, 5]) == {2: [2, 3, 4], 5: [5]}
 
 
-def test_gpu_memory_is_counted_by_process() -> None:
-    """As the driver tells it, GPU by GPU; where it does not tell, nothing is counted."""
-    running: dict[int, list[Any]] = {
-        0: [SimpleNamespace(pid=7, usedGpuMemory=100), SimpleNamespace(pid=8, usedGpuMemory=None)],
-        1: [SimpleNamespace(pid=7, usedGpuMemory=5), SimpleNamespace(pid=7, usedGpuMemory=6)],
-    }
-    nvml = SimpleNamespace(
-        nvmlDeviceGetCount=lambda: 2,
-        nvmlDeviceGetHandleByIndex=lambda number: number,
-        nvmlDeviceGetComputeRunningProcesses=lambda handle: running[handle],
-    )
-    assert gpu_use(nvml) == {7: {"gpu:0": 100, "gpu:1": 11}, 8: {"gpu:0": 0}}
-    gauge = Gauge(lambda: {os.getpid(): {"gpu:0": 123}})
+FIRST, SECOND = "11111111-0000-0000-0000-000000000000", "22222222-0000-0000-0000-000000000000"
+
+
+class NVMLError(Exception):
+    """As nvidia-ml-py's."""
+
+
+class FakeNvml:
+    """Knows two GPUs, in an order of its own, by UUID."""
+
+    NVMLError = NVMLError
+
+    def __init__(self) -> None:
+        self.running: dict[str, list[Any]] = {f"GPU-{FIRST}": [], f"GPU-{SECOND}": []}
+        self.broken = False
+
+    def run(self, uuid: str, pid: int, size: int | None) -> None:
+        self.running[f"GPU-{uuid}"].append(SimpleNamespace(pid=pid, usedGpuMemory=size))
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: bytes) -> str:  # noqa: N802
+        if uuid.decode() not in self.running:
+            raise NVMLError("Not Found")
+        return uuid.decode()
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: str) -> list[Any]:  # noqa: N802
+        if self.broken:
+            raise NVMLError("GPU is lost")
+        return self.running[handle]
+
+
+def gpu(device: int, uuid: str) -> Gpu:
+    return Gpu(device, uuid, "a GPU", 9.0, GIB)
+
+
+def test_gpu_memory_is_counted_by_process(caplog: pytest.LogCaptureFixture) -> None:
+    """By CUDA's numbers, whatever NVML's are; where the driver does not tell, a warning says so, once."""
+    nvml = FakeNvml()
+    for uuid, pid, size in ((FIRST, 7, 100), (FIRST, 8, 4), (SECOND, 7, 5), (SECOND, 7, 6)):
+        nvml.run(uuid, pid, size)
+    read = GpuReader(Nvml(nvml, [gpu(0, SECOND), gpu(1, FIRST)]))
+    assert read() == {7: {"gpu:0": 11, "gpu:1": 100}, 8: {"gpu:1": 4}}
+    assert read.devices == {"gpu:0", "gpu:1"}
+    assert GpuReader(Nvml(nvml, [gpu(0, SECOND)]))() == {7: {"gpu:0": 11}}
+    assert not caplog.records
+    nvml.run(FIRST, 9, None)
+    assert read()[9] == read()[9] == {"gpu:1": 0}
+    assert [each.levelname for each in caplog.records] == ["WARNING"]
+    assert "the driver does not say what processes take of GPU 1" in caplog.text
+
+
+def test_gpus_that_cannot_be_read_keep_what_was_read_last(caplog: pytest.LogCaptureFixture) -> None:
+    """An error of the driver is told once and stops nothing."""
+    nvml = FakeNvml()
+    nvml.run(FIRST, os.getpid(), 123)
+    gauge = Gauge(GpuReader(Nvml(nvml, [gpu(0, FIRST)])))
     assert gauge.server()["gpu:0"] == 123
+    nvml.broken = True
+    assert gauge.server()["gpu:0"] == gauge.everything()["gpu:0"] == 123
+    assert [each.getMessage() for each in caplog.records] == [
+        "what models take of GPUs cannot be read, what was read last counts: GPU is lost"
+    ]
+
+
+def test_a_budget_for_a_gpu_that_is_not_there_is_told(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A warning names the part of --memory-budget that has no effect, and the GPUs there are."""
+    monkeypatch.setattr(residency, "open_nvml", lambda gpus: Nvml(FakeNvml(), gpus))
+    limit = {"ram": GIB, "gpu:0": 1, "gpu:7": 1}
+    open_residency(Two(), limit, lambda call: call(), None, 4, [gpu(0, SECOND)])  # type: ignore[arg-type]
+    assert [each.getMessage() for each in caplog.records] == [
+        "--memory-budget=gpu:7=... has no effect: there is no such GPU for models, there are: gpu:0"
+    ]
 
 
 # ---- showing

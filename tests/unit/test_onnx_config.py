@@ -9,9 +9,10 @@ from google.protobuf import text_format
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conch.backend.onnx.check import check_config
-from conch.backend.onnx.complete import complete_config, default_max_batch_size, needs_file
-from conch.backend.onnx.signature import Signature, Slot, read_slots
+from conch.backend.agree import check_config
+from conch.backend.complete import complete_config, default_max_batch_size, needs_file
+from conch.backend.onnx.signature import read_slots
+from conch.backend.signature import Signature, Slot
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types import dtype
 from conch.types.error import Code, InferError
@@ -26,9 +27,9 @@ def fp32(name: str, *shape: int) -> Slot:
     return Slot(name, dtype.FP32, shape)
 
 
-def completed(signature: Signature, text: str = "", **settings: str) -> ModelConfig:
+def completed(signature: Signature, text: str = "", default: int = 4) -> ModelConfig:
     config = parse(text)
-    complete_config(config, signature, {key.replace("_", "-"): value for key, value in settings.items()})
+    complete_config(config, signature, default)
     return config
 
 
@@ -70,15 +71,16 @@ class TestComplete:
     @pytest.mark.parametrize(("default", "size", "batcher"), [("16", 16, True), ("1", 1, False), ("0", 0, False)])
     def test_default_max_batch_size(self, default: str, size: int, batcher: bool) -> None:
         """The setting gives the size; a dynamic batcher comes only above 1."""
-        config = completed(BATCHING, default_max_batch_size=default)
+        config = completed(BATCHING, "", default_max_batch_size("onnxruntime", {"default-max-batch-size": default}))
         assert config.max_batch_size == size
         assert config.HasField("dynamic_batching") is batcher
 
     @pytest.mark.parametrize("text", ["-1", "four", ""])
     def test_wrong_default_max_batch_size(self, text: str) -> None:
-        """A default that is no whole number is refused."""
-        with pytest.raises(InferError, match="default-max-batch-size"):
-            default_max_batch_size({"default-max-batch-size": text})
+        """A default that is no whole number is refused; the hint is the backend's own flag."""
+        with pytest.raises(InferError, match="default-max-batch-size") as caught:
+            default_max_batch_size("pytorch", {"default-max-batch-size": text})
+        assert caught.value.hint == "--backend-config=pytorch,default-max-batch-size=4"
 
     def test_operators_values_win(self) -> None:
         """What the config has stays as it is; only what is missing is added."""

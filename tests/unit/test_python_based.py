@@ -72,6 +72,17 @@ def test_the_arguments_name_the_model(tmp_path: Path) -> None:
         assert said(model) == [f"{tmp_path}/m {tmp_path}/m/1 model".encode()]
 
 
+def test_the_working_directory_shadows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies where the server was started is neither the program nor one of its neighbours."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "model.py").write_text("raise SystemExit('the wrong one')\n")
+    (elsewhere / "numpy.py").write_text("raise SystemExit('the wrong numpy')\n")
+    monkeypatch.chdir(elsewhere)
+    with served(tmp_path, model_source()) as model:
+        assert array_of(model.echo().outputs[0]).tolist() == [[1, 1]]
+
+
 def test_auto_complete_may_look_into_the_model(tmp_path: Path) -> None:
     """With a second parameter it gets the arguments, and so finds the model's files; `runtime` is as Triton's."""
     config = completed(

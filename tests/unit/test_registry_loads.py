@@ -5,9 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from conch.registry.served import ServedVersion
+from conch.registry.threads import Threads
+from conch.service.models import Models
 from conch.types.error import Code, InferError
 from support.fake_models import House, loaded_of, scheduler_of
 
@@ -524,3 +529,87 @@ def wait_until(condition: object) -> None:
 
 def wait_for_state(house: House, entry: tuple[str, str, str, str]) -> None:
     wait_until(lambda: entry in house.index())
+
+
+def test_a_gate_that_breaks_leaves_what_serves() -> None:
+    """Whatever it raises, the new versions are closed, the old ones serve, and the error says why."""
+
+    def gate(new: object, old: object) -> None:
+        raise ZeroDivisionError("no median")
+
+    with House() as house:
+        house.registry._loading._gate = gate
+        house.store.put("m", 1)
+        house.load("m")
+        house.store.put("m", 1, v1="changed")
+        assert "ZeroDivisionError: no median" in error_of(house.registry.load("m", {})).message
+        assert house.registry.find("m", "") is house.loader.made[0]
+        assert house.loader.made[1].loaded.closed.wait(30)  # type: ignore[attr-defined]
+        assert house.loader.times_closed() == [0, 1]
+
+
+def test_files_are_kept_until_a_load_without_versions_is_told() -> None:
+    """A load that finds nothing to make tells that it serves before it gives its files back."""
+    told: list[str] = []
+    with House() as house:
+        house.store.put("m", 1)
+        house.load("m")
+        model = house.store.models["m"]
+        house.store.models["m"] = replace(
+            model, release=lambda: told.append("released"), served=lambda: told.append("served")
+        )
+        house.load("m")
+        house.registry.load_group({"m": {}}).result(30)
+    assert told == ["served", "released"] * 2
+    assert len(house.loader.made) == 1
+
+
+def test_models_that_load_models_cannot_lock_the_server_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More loads that wait for other loads than there are threads, one within the other, all come to their end."""
+    depth = 20
+    with House(load_threads=2) as house:
+        models = Models()
+        models.join(None, house.registry, house.registry.lend)  # type: ignore[arg-type]
+        plain = house.loader.load
+
+        def nested(*arguments: Any) -> ServedVersion:
+            number = int(arguments[1].name.removeprefix("m"))
+            if number % depth:
+                models.load(f"m{number - 1}", {}).result(30)
+                models.unload("nothing", False).result(30)
+            return plain(*arguments)
+
+        monkeypatch.setattr(house.registry._loading._loader, "load", nested)
+        for number in range(3 * depth):
+            house.store.put(f"m{number}", 1)
+        futures = [house.registry.load(f"m{depth * each + depth - 1}", {}) for each in range(3)]
+        for future in futures:
+            future.result(30)
+        assert len(house.loader.made) == 3 * depth
+
+
+def test_threads_are_bounded_but_for_what_is_lent() -> None:
+    """So many at a time, one more while a loan lasts, and the old number when it has ended."""
+    threads, gate, entered = Threads(2, "test"), threading.Event(), threading.Semaphore(0)
+
+    def work() -> None:
+        entered.release()
+        assert gate.wait(30)
+
+    def begun() -> int:
+        count = 0
+        while entered.acquire(timeout=0.05):
+            count += 1
+        return count
+
+    futures = [threads.submit(work) for _ in range(4)]
+    loan: Future[None] = Future()
+    assert begun() == 2
+    threads.lend(loan)
+    assert begun() == 1
+    loan.set_result(None)
+    threads.end(cancel=True)
+    gate.set()
+    assert [each.cancelled() for each in futures] == [False, False, False, True]
+    with pytest.raises(RuntimeError):
+        threads.submit(work)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from conch.backend.python.requirements import find, installed, missing, offending, read_text
+from conch.backend.python.installer import failure
+from conch.backend.python.requirements import Requirements, find, installed, missing, offending, read_text
+from conch.config.environments import environment_options
 from conch.types.error import InferError
 
 
@@ -145,3 +148,40 @@ def test_whom_an_installer_blames(line: str, blamed: list[str]) -> None:
     """The requirement whose name stands in what it complains of."""
     wanted = [Requirement("nosuch==3"), Requirement("other>=1"), Requirement("tool")]
     assert [str(each) for each in offending(wanted[:2], ["Resolved 3 packages", line])] == blamed
+
+
+SECRET = "https://me:an@secret@index.example/simple"
+
+
+@pytest.mark.parametrize("text", [f"-e git+{SECRET}\n", f"!! @ {SECRET}\n", f"-r {SECRET}\n"])
+def test_passwords_are_not_told(tmp_path: Path, text: str) -> None:
+    """Neither in the error nor in what it came of."""
+    with pytest.raises(InferError) as caught:
+        read_text(written(tmp_path, requirements__txt=text))
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
+    assert "***@index.example" in caught.value.message
+
+
+def test_passwords_are_not_told_of_whom_an_installer_blames() -> None:
+    """Where a package is named by a URL."""
+    needs = Requirements(Path("r.txt"), (), (Requirement(f"nosuch @ {SECRET}"),))
+    error = failure("model 'm'", "uv", 1, ["no nosuch"], needs, environment_options({}))
+    assert "secret" not in str(error)
+    assert "***@index.example" in str(error)
+
+
+@pytest.mark.parametrize("line", ["https://x.example/a-1-py3-none-any.whl", "git+https://x.example/a.git@v1#egg=a"])
+def test_lines_that_are_urls(tmp_path: Path, line: str) -> None:
+    """They are the installer's to read, and so the model gets an environment of its own."""
+    found = read_text(written(tmp_path, requirements__txt=f"{line}  # why\nb\n"))
+    assert found.lines == (line, "b")
+    assert not found.plain
+
+
+def test_metadata_of_old() -> None:
+    """What an installed package asks for in words that nobody reads any more is passed over."""
+    old = {
+        "a": SimpleNamespace(version="1", requires=["b (>dev)", "c"]),
+        "c": SimpleNamespace(version="1", requires=[]),
+    }
+    assert missing([Requirement("a")], old.get) is None  # type: ignore[arg-type]

@@ -243,3 +243,22 @@ def test_a_stopped_model_answers_who_waits_and_nobody_else() -> None:
     bed.turn()
     assert [request.id for request in inner.got] == ["a"]
     assert inner.stopped
+
+
+def test_a_time_out_begins_once() -> None:
+    """What is left of it when the model is awake is all that its queue grants; a later batch is not bound by it."""
+    bed, inner = Bed(QueuePolicy(timeout_ns=1000)), Inner()
+    granted: list[int] = []
+    take = inner.submit
+
+    def noted(request: InferRequest, /) -> None:
+        granted.append(request.expires_ns)
+        take(request)
+
+    inner.submit = noted  # type: ignore[method-assign]
+    bed.submit()
+    bed.now = 900
+    bed.sleeper.open_gate(inner)
+    bed.turn()
+    assert granted == [1001]
+    assert inner.got[0].expires_ns == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -175,3 +177,20 @@ def test_data_follows_its_inputs(old: list[int], new: list[int]) -> None:
     """Bytes that were sorted for one form are sorted for another one of the same head."""
     data = tuple([bytes([place]) for place in old])
     assert reordered(data, old, new) == tuple([bytes([place]) for place in new])
+
+
+def test_a_swap_while_somebody_looks_is_not_undone() -> None:
+    """Whoever looks for elders while another swap gives the version others leaves those as they are."""
+    old, new, newest = version(), version(), version()
+    succeed({1: old}, {1: new})
+
+    class Meanwhile(list[ServedVersion]):
+        """Swapped between the look at it and the end of the look."""
+
+        def __iter__(self) -> Iterator[ServedVersion]:
+            new.elders = [newest]
+            return super().__iter__()
+
+    new.elders = Meanwhile([old])
+    assert list(elders_of(new)) == [old]
+    assert new.elders == [newest]

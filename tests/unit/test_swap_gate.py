@@ -233,3 +233,27 @@ def test_a_witness_does_not_keep_what_was_refused() -> None:
     with pytest.raises(AssertionError):
         trial.ask(trial.old, 1.0, "r")
     assert witness.recent() == []
+
+
+def test_a_version_that_fails_everything_is_kept_out() -> None:
+    """However many mismatches may be; its latencies are not asked for, for there are none."""
+
+    def broken(x: float) -> float:
+        raise internal("no")
+
+    said = Trial(lambda x: x, broken, max_mismatches=100, latency_factor=2).judge()
+    assert said.startswith(
+        "'m' version 1 fails all 10 recent requests that version 1 that serves answers: request 1 of 10 (id 'r9'): "
+        "it fails with Internal: no;"
+    )
+
+
+def test_few_answers_have_no_median() -> None:
+    """A version that answers hardly anything, and may, is not judged by how long that takes."""
+
+    def picky(x: float) -> float:
+        if x:
+            raise internal("no")
+        return x
+
+    assert not Trial(lambda x: x, picky, cost=10**6, max_mismatches=9, latency_factor=2).judge()

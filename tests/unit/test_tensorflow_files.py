@@ -277,3 +277,12 @@ def test_what_cannot_be_meant_is_refused(
     """It says what was expected."""
     (tmp_path / "bad.json").write_text('{"init": "x"}')
     assert text in text_of(lambda: planned(tmp_path, settings, **parameters))
+
+
+@pytest.mark.parametrize("content", [b"\x12\x05ab", b"\x12\x04\x12\xff\xff\xff", b"\x0a\x03\x0a\x09a"])
+def test_a_corrupt_file_says_so(tmp_path: Path, content: bytes) -> None:
+    """Parts of the file that were being read when it broke do not get in the way of the sentence."""
+    text = text_of(lambda: read_saved_model("m", saved(tmp_path / "a", content), "", ""))
+    assert "cannot be read as a TensorFlow SavedModel: " in text
+    text = text_of(lambda: read_graph("m", frozen(tmp_path / "b", b"\x0a\x09" + content)))
+    assert "cannot be read as a TensorFlow GraphDef: " in text

@@ -126,12 +126,13 @@ def test_graphs(tmp_path: Path, log: Log) -> None:
     assert log.count("exec destroyed") == 1
 
 
-def test_an_engine_that_cannot_be_recorded(tmp_path: Path, log: Log) -> None:
-    """It is run as ever."""
+def test_an_engine_that_cannot_be_recorded(tmp_path: Path, log: Log, caplog: pytest.LogCaptureFixture) -> None:
+    """It is run as ever, and the log says so once."""
     served = load(tmp_path, fake_tensorrt.plan(unrecordable=True), "optimization { cuda { graphs: true } }")
     for _ in range(3):
         np.testing.assert_array_equal(run(served, 2)[0], rows(2) * 2)
     assert log.count("launch") == 0
+    assert [each.split(":")[0] for each in caplog.messages] == ["model 'm' is served without CUDA graphs"]
 
 
 def test_closing_frees_everything(tmp_path: Path, log: Log) -> None:
@@ -274,3 +275,15 @@ def test_the_nearest_profile_that_takes_the_shape(spans: list[Range], size: int)
     chosen = choose("m", signature, range(len(spans)), {"x": (size,)})
     assert chosen in taking
     assert abs(spans[chosen].best[0] - size) == min(abs(spans[index].best[0] - size) for index in taking)
+
+
+def test_a_shape_that_has_changed_runs_once_before_it_is_recorded(tmp_path: Path, log: Log) -> None:
+    """TensorRT prepares its context at each change: a shape of long ago is as new as any."""
+    served = load(tmp_path, config="optimization { cuda { graphs: true } }")
+    for count in (2, 3, 2, 3):
+        run(served, count)
+    assert log.count("launch") == 0
+    for count in (3, 2, 3, 2, 2):
+        run(served, count)
+    assert log.count("launch") == 3
+    assert len(served.instance._graphs) == 2

@@ -240,3 +240,13 @@ def test_a_missing_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_backend_is_found_without_importing_pytorch() -> None:
     """Only a model imports PyTorch, not the server."""
     assert find_backend("pytorch").name == "pytorch"
+
+
+def test_settings_of_python_models_are_no_news() -> None:
+    """Modules and packages run in workers, which have the Python backend's settings; only others are warned of."""
+    settings = {"environments": "off", "stub-timeout-seconds": "9", "odd": "1"}
+    for worker in (False, True):
+        texts = plan_model(ModelConfig(name="m"), settings, script=False, worker=worker).warnings
+        assert texts == (
+            "model 'm': backend setting 'odd' is not one that the pytorch backend knows, it has no effect",
+        )

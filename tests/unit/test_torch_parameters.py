@@ -17,6 +17,7 @@ from conch.types.tensor import Tensor, to_numpy
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'conch[torch]'")
 
+from conch.backend.torch import program as program_module  # noqa: E402
 from conch.backend.torch import runtime as runtime_module  # noqa: E402
 from conch.backend.torch.backend import TorchBackend  # noqa: E402
 from conch.backend.torch.program import ScriptProgram, open_script  # noqa: E402
@@ -93,6 +94,33 @@ def test_what_cannot_run_optimized_runs_without(tmp_path: Path, caplog: pytest.L
     ours._module, ours._doubtful = broken, True
     assert ask(served, x=X) == expected
     assert "cannot run with optimized execution, it is served without: a pass made nonsense" in caplog.text
+
+
+def test_the_file_is_read_once_more_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many requests fail in both forms before one succeeds."""
+    ours: ScriptProgram = program(serve(tmp_path, script(Linear().eval()), ONE))
+    read: list[int] = []
+    failing = [True, True, False]
+
+    def nonsense(*_: Any) -> Any:
+        raise RuntimeError("a pass made nonsense")
+
+    def plain(x: Any) -> Any:
+        if failing.pop(0):
+            raise RuntimeError("a bad request")
+        return x
+
+    def opened(*_: Any) -> Any:
+        read.append(1)
+        return plain
+
+    monkeypatch.setattr(program_module, "open_script", opened)
+    ours._module, ours._doubtful = nonsense, True
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="a bad request"):
+            ours({0: torch.tensor(X)}, {"x": 0})
+    assert ours({0: torch.tensor(X)}, {"x": 0})[0].tolist() == X.tolist()
+    assert read == [1]
 
 
 @pytest.mark.parametrize(("value", "added"), [("true", 1), ("false", 0)])

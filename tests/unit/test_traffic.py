@@ -17,6 +17,7 @@ from conch.config.traffic import PARAMETER, read_route
 from conch.observe import traffic as page
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.service.data import Data
+from conch.service.fork import routed_form
 from conch.service.shadow import own
 from conch.service.traffic import Traffic
 from conch.types.dtype import BYTES, FP32, INT32
@@ -593,3 +594,53 @@ def test_decoupled_models_are_routed_and_counted_by_their_end() -> None:
     assert len(desk.sink.replies) == 8
     counts = desk.traffic.counts()["d"]
     assert {label: arm.results["success"] for label, arm in counts.arms.items()} == {"d:1": 1, "d:2": 1}
+
+
+def test_an_arm_whose_requests_cannot_be_prepared_fails() -> None:
+    """Its share of the requests counts as failed, as if it had been asked."""
+    desk = Desk()
+    desk.models.add("other", 1)
+    desk.put('{"arms": [{"version": 2, "weight": 1}, {"model": "other", "weight": 1}]}')
+    prepare = desk.data.prepare_on
+
+    def broken(version: Any, head: RequestHead) -> Any:
+        if head.model_name == "other":
+            raise internal("cannot be prepared")
+        return prepare(version, head)
+
+    desk.data.prepare_on = broken  # type: ignore[method-assign]
+    head = RequestHead("m", "", "", [InputHead("X", "FP32", (1, 2))], (), {})
+    form = routed_form(desk.traffic.find("m"), head, desk.models.generation, broken)  # type: ignore[arg-type]
+    failed = 0
+    for _ in range(4):
+        try:
+            form.submit(InferRequest(form, "", (struct.pack("<2f", 1, 2),), desk.sink, 1))
+        except InferError as error:
+            failed += error.message == "cannot be prepared"
+    assert failed == 2
+    assert [arm["requests"]["failure"] for arm in desk.traffic.route("m")["arms"]] == [0, 2]
+
+
+def test_labels_of_arms_are_forgotten_when_there_are_too_many() -> None:
+    """The oldest go; those of the route in force stay."""
+    desk = Desk()
+    for number in range(page.MOST_LABELS + 20):
+        desk.models.add(f"arm{number}", 1)
+        desk.put(f'{{"arms": {{"model": "arm{number}"}}}}')
+    labels = list(desk.traffic.counts()["m"].arms)
+    assert len(labels) == page.MOST_LABELS
+    assert labels[-1] == desk.traffic.route("m")["arms"][0]["arm"]
+
+
+def test_counts_of_unloaded_models_are_forgotten() -> None:
+    """A model that its own config routes takes what was counted with it when it goes."""
+    desk = Desk(SPLIT)
+    desk.ask()
+    assert list(desk.traffic.counts()) == ["m"]
+    for version in (1, 2):
+        desk.models.remove("m", version)
+    desk.models.add("other", 1)
+    desk.ask("other")
+    assert not desk.traffic.counts()
+    assert not desk.traffic._pins
+    assert not desk.traffic._routed

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import gc
 import time
+import weakref
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from conch.backend.python.calling import Call
 from conch.backend.python.settings import read_settings
 from conch.backend.python.vigil import vigil_of
 from conch.types.error import InferError
+from support.python_models import model_source, served
 
 
 def test_a_vigil_is_kept_for_a_moment_after_the_last_step() -> None:
@@ -43,3 +50,40 @@ def test_the_moment_is_a_setting() -> None:
     """200 microseconds unless the operator says otherwise."""
     assert read_settings({}).call_spin == 200
     assert read_settings({"call-spin-microseconds": "0"}).call_spin == 0
+
+
+def test_a_vigil_keeps_no_loop_alive() -> None:
+    """What is known of a loop goes with it."""
+    loop = asyncio.new_event_loop()
+    vigil_of(loop)
+    gone = weakref.ref(loop)
+    loop.close()
+    del loop
+    gc.collect()
+    assert gone() is None
+
+
+def test_only_batches_of_calls_make_a_vigil_longer(tmp_path: Path) -> None:
+    """Others are told of it while it lasts, and it ends no later for them."""
+    with served(tmp_path, model_source()) as model:
+        model.echo()
+        instance = model.instance
+        instance._launch = dataclasses.replace(instance._launch, spin_ns=200_000)
+        steps: list[int] = []
+
+        class Kept:
+            kept = True
+            step = staticmethod(steps.append)
+
+        instance._vigil = Kept()  # type: ignore[assignment]
+        model.echo()
+        assert steps == []
+        call = model.request(np.ones((1, 2), np.float32))
+        call.sink = Call(Answers(), 1, 0, stream=False)  # type: ignore[arg-type]
+        assert model.start([call]).wait(20)
+        assert steps == [200_000]
+
+
+class Answers:
+    def answer(self, *_: object, final: bool) -> None:
+        assert final

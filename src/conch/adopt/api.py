@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 from conch.pb.model_config_pb2 import ModelConfig
 
@@ -20,14 +24,44 @@ class AdoptError(Exception):
         return f"{self.args[0]} ({self.hint})" if self.hint else str(self.args[0])
 
 
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A file that is still in a zip archive: archives may be larger than the memory."""
+
+    archive: Path
+    name: str
+
+    def read(self) -> bytes:
+        """Raises AdoptError and OSError."""
+        try:
+            with zipfile.ZipFile(self.archive) as archive:
+                return archive.read(self.name)
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:
+            raise self._broken(error) from None
+
+    def unpack(self, place: Path) -> None:
+        """Raises AdoptError and OSError."""
+        try:
+            with zipfile.ZipFile(self.archive) as archive, archive.open(self.name) as source, place.open("wb") as file:
+                shutil.copyfileobj(source, file, 1 << 20)
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:
+            raise self._broken(error) from None
+
+    def _broken(self, error: Exception) -> AdoptError:
+        return AdoptError(f"{self.archive}: '{self.name}' in it cannot be read: {error}", "make the archive again")
+
+
+Content: TypeAlias = Path | bytes | Packed
+
+
 @dataclass(slots=True)
 class Entry:
     """One model. `config` may leave to auto-completion what the files know; `files` are the contents of its folder:
-    path inside it -> the file or folder that belongs there, or the content itself."""
+    path inside it -> the file or folder that belongs there (also in an archive), or the content itself."""
 
     name: str
     config: ModelConfig
-    files: Mapping[str, Path | bytes]
+    files: Mapping[str, Content]
     #: What it was, for people: "ONNX model".
     what: str
     source: Path

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,14 +19,16 @@ from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.dtype import BY_NAME
 
 _PATIENCE_S: Final = 300
+#: How long a process that has answered may take to end.
+_GRACE_S: Final = 1
 _MODEL_FILE: Final = '''\
-"""Made by Conch: serves the function `{function}` of {file}."""
+"""Made by Conch: serves a function of the file below."""
 
 from pathlib import Path
 
 from conch.functions.serving import serve
 
-TritonPythonModel = serve(Path(__file__).with_name("{file}"), "{name}")
+TritonPythonModel = serve(Path(__file__).with_name({file!r}), {name!r})
 '''
 
 
@@ -44,16 +49,34 @@ def _outlines(path: Path) -> list[Outline]:
             [sys.executable, "-P", "-m", "conch.functions.read", str(path), str(writer)],
             pass_fds=[writer],
             stdin=subprocess.DEVNULL,
+            # What it starts ends with it: all of them hold the pipe open.
+            start_new_session=True,
         )
     finally:
         os.close(writer)
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        _kill(process)
+
+    timer = threading.Timer(_PATIENCE_S, end)
+    timer.daemon = True
+    timer.start()
     with os.fdopen(reader, encoding="utf-8") as answer:
         try:
             text = answer.read()
-            process.wait(_PATIENCE_S)
         finally:
-            process.kill()
+            timer.cancel()
+            # Threads that it began may go on for ever, but it has said what it had to say.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE_S)
+            _kill(process)
             process.wait()
+    if late.is_set():
+        raise AdoptError(
+            f"{path}: importing it took more than {_PATIENCE_S} s", "do long work when the first request comes"
+        )
     if not text:
         raise AdoptError(f"{path}: the process that read its signatures ended with exit code {process.returncode}")
     found: dict[str, Any] = json.loads(text)
@@ -63,10 +86,15 @@ def _outlines(path: Path) -> list[Outline]:
     return models
 
 
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 def _entry(path: Path, outline: Outline, name: str) -> Entry:
     # Not "model.py": that is what our file is called.
     file = path.name if path.name != "model.py" else "functions.py"
-    source = _MODEL_FILE.format(file=file, function=outline["function"], name=outline["name"])
+    source = _MODEL_FILE.format(file=file, name=outline["name"])
     files: dict[str, Path | bytes] = {"1/model.py": source.encode(), f"1/{file}": path.resolve()}
     for beside in neighbours(path.resolve()):
         # What it imports from its folder: a change of it is a change of the model.

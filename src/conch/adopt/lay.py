@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TypeAlias
 
-from conch.adopt.api import AdoptError, Entry
+from conch.adopt.api import AdoptError, Content, Entry, Packed
 from conch.config.pbtxt import format_text
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.repository.local import CONFIG_FILE, check_name
@@ -38,16 +39,7 @@ def _lay(entry: Entry, folder: Path, copy: bool) -> Path:
         shutil.rmtree(made)
     made.mkdir(parents=True)
     for inside, content in entry.files.items():
-        place = made / inside
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, bytes):
-            place.write_bytes(content)
-        elif not copy:
-            place.symlink_to(content.absolute(), target_is_directory=content.is_dir())
-        elif content.is_dir():
-            shutil.copytree(content, place, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy2(content, place)
+        _put(content, _place(entry, made, inside), copy)
     text = entry.config_text if entry.config_text is not None else format_text(entry.config)
     if text and CONFIG_FILE not in entry.files:
         (made / CONFIG_FILE).write_text(text, encoding="utf-8")
@@ -56,25 +48,69 @@ def _lay(entry: Entry, folder: Path, copy: bool) -> Path:
     return made.rename(folder)
 
 
-def refresh(entry: Entry, folder: Path) -> None:
-    """Bring a folder of links up to date: whoever watches it sees that its files have changed. Raises OSError."""
+def _place(entry: Entry, folder: Path, inside: str) -> Path:
+    """Where a file goes. Names come out of files of anybody's: none may lead out, also not through a link."""
+    path = PurePosixPath(inside)
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in inside:
+        raise _outside(entry, inside)
+    place = folder / path
+    if not place.parent.resolve().is_relative_to(folder.resolve()):
+        raise _outside(entry, inside)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def _outside(entry: Entry, inside: str) -> AdoptError:
+    return AdoptError(f"{entry.source} has a file that would lie outside of the model's folder: '{inside}'")
+
+
+def _put(content: Content, place: Path, copy: bool) -> None:
+    if isinstance(content, bytes):
+        place.write_bytes(content)
+    elif isinstance(content, Packed):
+        content.unpack(place)
+    elif not copy:
+        place.symlink_to(content.absolute(), target_is_directory=content.is_dir())
+    elif content.is_dir():
+        shutil.copytree(content, place, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+        shutil.copy2(content, place)
+
+
+Look: TypeAlias = tuple[int, ...]
+
+
+def looks(entry: Entry, folder: Path) -> dict[Path, Look]:
+    """How the files look that an entry's places in a folder are linked to, or were unpacked from."""
+    return {folder / inside: look for inside, content in entry.files.items() for look in _look(content)}
+
+
+def _look(content: Content) -> list[Look]:
+    path = content.archive if isinstance(content, Packed) else content
+    if isinstance(path, bytes) or not path.is_file():
+        return []
+    status = path.stat()
+    return [(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)]
+
+
+def refresh(entry: Entry, folder: Path, known: Mapping[Path, Look]) -> None:
+    """Bring a folder of links up to date: whoever watches it sees which files have changed, and nothing where none
+    has. `known` are the looks of before. Raises AdoptError and OSError."""
     text = entry.config_text if entry.config_text is not None else format_text(entry.config)
+    now = looks(entry, folder)
     for inside, content in {**entry.files, CONFIG_FILE: text.encode()}.items():
-        place = folder / inside
+        place = _place(entry, folder, inside)
         if isinstance(content, bytes):
             if (place.read_bytes() if place.exists() else b"") != content:
                 _replace(place, content)
-        elif content.is_file():
+        elif place in now and (now[place] != known.get(place) or not place.exists()):
             _replace(place, content)
 
 
-def _replace(place: Path, content: Path | bytes) -> None:
+def _replace(place: Path, content: Content) -> None:
     made = place.with_name(f".{place.name}.new")
     made.unlink(missing_ok=True)
-    if isinstance(content, bytes):
-        made.write_bytes(content)
-    else:
-        made.symlink_to(content.absolute())
+    _put(content, made, copy=False)
     made.replace(place)
 
 

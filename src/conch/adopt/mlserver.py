@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from conch.adopt.api import AdoptError, Entry
-from conch.adopt.single import neighbours
+from conch.adopt.api import AdoptError, Content, Entry
+from conch.adopt.run_mlserver import ELSEWHERE
+from conch.adopt.single import is_noise, neighbours
 from conch.adopt.sklearn import estimator
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.dtype import BY_NAME
@@ -23,13 +24,13 @@ _LIBRARIES: Final = {
 #: Old names of the same, and runtimes of MLServer that have no counterpart here yet.
 _ALIASES: Final = {"mlserver.sklearn.SKLearnModel": "mlserver_sklearn.SKLearnModel"}
 _MODEL_FILE: Final = '''\
-"""Made by Conch: serves the MLServer runtime {implementation}."""
+"""Made by Conch: serves the MLServer runtime below."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from conch.adopt.run_mlserver import serve
 
-TritonPythonModel = serve(Path(__file__).parent, "{implementation}")
+TritonPythonModel = serve(Path(__file__).parent, {implementation!r})
 '''
 _HANDLED: Final = frozenset(
     {"name", "implementation", "parameters", "inputs", "outputs", "max_batch_size", "max_batch_time"}
@@ -101,6 +102,11 @@ def _artefact(folder: Path, parameters: Mapping[str, Any], usual: tuple[str, ...
 def _custom(folder: Path, name: str, implementation: str, settings: Mapping[str, Any]) -> Entry:
     """A class of the user's own, in a file beside the settings."""
     module, dot, kind = implementation.rpartition(".")
+    if not all(each.isidentifier() for each in implementation.split(".")):
+        raise AdoptError(
+            f"{folder / _FILE}: 'implementation' is {implementation!r:.80}, which names no class",
+            'such as "runtime.MyModel", a class in runtime.py beside the file',
+        )
     source = folder / f"{module.replace('.', '/')}.py"
     if not dot or not kind or not source.is_file():
         raise AdoptError(f"{folder / _FILE}: there is no file {source} with the class of '{implementation}'")
@@ -118,11 +124,31 @@ def _custom(folder: Path, name: str, implementation: str, settings: Mapping[str,
     own = top if top.is_dir() else source
     files |= {f"1/{own.name}": own, f"1/{_FILE}": folder / _FILE, "1/model.py": content}
     for beside in folder.iterdir():
-        if beside.is_file() and not beside.name.startswith("."):
+        if beside.is_file() and not is_noise(beside):
             files.setdefault(f"1/{beside.name}", beside)
     entry = Entry(name, ModelConfig(name=name, backend="python"), files, "", folder)
     _take_tensors(entry.config, settings, folder / _FILE)
+    entry.files = {**_named(entry, folder, str((settings.get("parameters") or {}).get("uri") or "")), **files}
     return entry
+
+
+def _named(entry: Entry, folder: Path, uri: str) -> dict[str, Content]:
+    """What a custom runtime finds under its `parameters.uri`; `run_mlserver.artefact` looks where this puts it."""
+    path = PurePosixPath(uri.removeprefix("file://"))
+    if not uri:
+        return {}
+    if "://" in uri and not uri.startswith("file://"):
+        entry.unmapped.append(f"parameters.uri {uri}: it is remote, the runtime is told it as it is")
+        return {}
+    if not (folder / path).exists():
+        entry.unmapped.append(f"parameters.uri {uri}: there is no such file here, the runtime is told it as it is")
+        return {}
+    entry.mapped.append(f"parameters.uri {uri} -> self.settings.parameters.uri")
+    if path.is_absolute() or ".." in path.parts:
+        return {f"1/{ELSEWHERE}/{path.name}": (folder / path).resolve()}
+    if path.parts:
+        return {f"1/{path.parts[0]}": folder / path.parts[0]}
+    return {f"1/{each.name}": each for each in folder.iterdir() if not is_noise(each)}
 
 
 def _take_tensors(config: ModelConfig, settings: Mapping[str, Any], file: Path) -> None:

@@ -17,6 +17,8 @@ _NUMPY: Final = {
     "BOOL": "?", "UINT8": "u1", "UINT16": "u2", "UINT32": "u4", "UINT64": "u8", "INT8": "i1", "INT16": "i2",
     "INT32": "i4", "INT64": "i8", "FP16": "f2", "FP32": "f4", "FP64": "f8",
 }  # fmt: skip
+#: The folder for what lay elsewhere.
+ELSEWHERE: Final = "artefact"
 _NAMES: Final = {np.dtype(text): name for name, text in _NUMPY.items()}
 
 
@@ -89,14 +91,23 @@ def to_array(output: Any) -> np.ndarray[Any, Any]:
     return np.asarray(data, np.dtype(_NUMPY[output.datatype])).reshape(output.shape)
 
 
+def artefact(folder: Path, uri: str) -> str:
+    """Where the file or folder of `parameters.uri` lies now; the same again for what was not taken along."""
+    if "://" in uri and not uri.startswith("file://"):
+        return uri
+    path = Path(uri.removeprefix("file://"))
+    outside = path.is_absolute() or ".." in path.parts
+    place = folder / ELSEWHERE / path.name if outside else folder / path
+    return str(place) if place.exists() else uri
+
+
 def _settings(settings: dict[str, Any], name: str, folder: Path) -> Any:
     """MLServer's own settings object where it is installed, else ours."""
     package = importlib.import_module("mlserver")
     parameters = dict(settings.get("parameters") or {})
     uri = str(parameters.get("uri") or "")
     if uri:
-        # The file lies beside the settings now.
-        parameters["uri"] = str(folder / Path(uri).name)
+        parameters["uri"] = artefact(folder, uri)
     described = {**settings, "name": name, "parameters": parameters}
     if package.ModelSettings is shim.ModelSettings:
         return shim.ModelSettings(described)

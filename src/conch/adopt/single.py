@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from conch.adopt.api import AdoptError, Entry
@@ -43,6 +44,12 @@ def read_file(path: Path, kind: str, name: str) -> Entry:
     mapped: list[str] = []
     if kind == "onnx":
         for inside in external_files(path):
+            parts = PurePosixPath(inside)
+            if parts.is_absolute() or ".." in parts.parts or inside in ("", "."):
+                raise AdoptError(
+                    f"{path} names the file '{inside}' for its weights, which is not in its folder",
+                    "export it again: weights lie beside the file",
+                )
             beside = path.parent / inside
             if not beside.is_file():
                 raise AdoptError(
@@ -98,10 +105,21 @@ def neighbours(path: Path) -> Iterator[Path]:
     """What a Python file may need of its folder: the files in it, and the folders that it imports."""
     wanted = imported(path)
     for entry in sorted(path.parent.iterdir()):
-        if entry.name.startswith(".") or entry == path or entry.name in ("model.py", "config.pbtxt", "__pycache__"):
+        if entry == path or entry.name in ("model.py", "config.pbtxt") or is_noise(entry):
             continue
         if entry.is_file() or entry.name in wanted:
             yield entry
+
+
+def is_noise(path: Path) -> bool:
+    """Whether no model can need a file: hidden ones, logs, and what this process writes its own words to."""
+    if path.name.startswith(".") or path.name == "__pycache__" or path.suffix == ".log":
+        return True
+    try:
+        status = path.stat()
+        return any(os.path.samestat(status, os.fstat(descriptor)) for descriptor in (1, 2))
+    except OSError:
+        return False
 
 
 def imported(path: Path) -> set[str]:

@@ -16,13 +16,13 @@ from conch.types.dtype import BY_NAME
 
 _PATIENCE_S: Final = 120
 _MODEL_FILE: Final = '''\
-"""Made by Conch: serves the {library} model in {file}."""
+"""Made by Conch: serves the model in the file below."""
 
 from pathlib import Path
 
 from conch.adopt.run_estimator import serve
 
-TritonPythonModel = serve(Path(__file__).with_name("{file}"), "{library}")
+TritonPythonModel = serve(Path(__file__).with_name({file!r}), {library!r})
 '''
 _TRUST: Final = "loading a joblib file can run any code that is in it: serve only files you trust"
 

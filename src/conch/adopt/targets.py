@@ -49,6 +49,12 @@ def read_target(path: Path, name: str = "") -> list[Entry] | None:
         entries = read(path, name) if read is not None else [single.read_file(path, kind, name)]
     except OSError as error:
         raise AdoptError(f"{error.filename or path}: {error.strerror}") from error
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+        # Other servers' files hold whatever somebody wrote into them.
+        said = "it is nested too deeply" if isinstance(error, RecursionError) else f"{type(error).__name__}: {error}"
+        raise AdoptError(
+            f"{path}: a value in it is not what is expected there: {said:.300}", "see what its own server says of it"
+        ) from error
     if not entries:
         raise AdoptError(f"{path}: there is no model in it")
     if name and len(entries) > 1:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from conch.adopt.api import AdoptError, Entry
+from conch.adopt.api import AdoptError, Content, Entry, Packed
 from conch.pb.model_config_pb2 import DataType, ModelConfig, ModelInput, ModelOutput
 
 _MANIFEST: Final = "MAR-INF/MANIFEST.json"
 #: TorchServe's own handlers: they come with it, not with the archive.
 _OWN_HANDLERS: Final = ("image_classifier", "image_segmenter", "object_detector", "text_classifier", "base_handler")
 _MODEL_FILE: Final = '''\
-"""Made by Conch: serves the TorchServe archive {source}."""
+"""Made by Conch: serves the TorchServe archive in this folder."""
 
 from pathlib import Path
 
@@ -63,12 +64,12 @@ def _read(path: Path, name: str) -> Entry:
     return entry
 
 
-def _python(entry: Entry, contents: Mapping[str, Path | bytes], model: dict[str, Any], version: int) -> None:
-    files: dict[str, Path | bytes] = {f"{version}/{inside}": content for inside, content in contents.items()}
+def _python(entry: Entry, contents: Mapping[str, Content], model: dict[str, Any], version: int) -> None:
+    files: dict[str, Content] = {f"{version}/{inside}": content for inside, content in contents.items()}
     if f"{version}/model.py" in files:
         # The archive's own; the handler finds it under its own name in the folder that it is told.
         files = {f"{version}/archive/{inside}": content for inside, content in contents.items()}
-    files[f"{version}/model.py"] = _MODEL_FILE.format(source=entry.source.name).encode()
+    files[f"{version}/model.py"] = _MODEL_FILE.encode()
     requirements = str(model.get("requirementsFile") or "")
     if requirements in contents:
         files[f"{version}/requirements.txt"] = contents[requirements]
@@ -87,7 +88,7 @@ def _python(entry: Entry, contents: Mapping[str, Path | bytes], model: dict[str,
     _settings(entry, contents, str(model.get("configFile") or ""))
 
 
-def _torchscript(entry: Entry, contents: Mapping[str, Path | bytes], model: dict[str, Any], version: int) -> None:
+def _torchscript(entry: Entry, contents: Mapping[str, Content], model: dict[str, Any], version: int) -> None:
     serialized = str(model["serializedFile"])
     filename = "model.pt2" if serialized.endswith(".pt2") else "model.pt"
     if serialized not in contents:
@@ -113,7 +114,7 @@ def _torchscript(entry: Entry, contents: Mapping[str, Path | bytes], model: dict
     ]
 
 
-def _settings(entry: Entry, contents: Mapping[str, Path | bytes], file: str) -> None:
+def _settings(entry: Entry, contents: Mapping[str, Content], file: str) -> None:
     """model-config.yaml: workers, batches; the handler reads the whole of it too."""
     if not file:
         return
@@ -164,7 +165,7 @@ def read_yaml(text: str, source: str) -> dict[str, Any]:
     return values
 
 
-def _handler_file(handler: str, contents: Mapping[str, Path | bytes]) -> str:
+def _handler_file(handler: str, contents: Mapping[str, Content]) -> str:
     """The handler's file in the archive: it is named with or without .py, with or without `:function`."""
     file = handler.partition(":")[0]
     for candidate in (file, f"{file}.py", PurePosixPath(file).name):
@@ -182,7 +183,7 @@ def _version(model: Mapping[str, Any], entry: Entry) -> int:
     return 1
 
 
-def _contents(path: Path) -> dict[str, Path | bytes]:
+def _contents(path: Path) -> dict[str, Content]:
     if path.is_dir():
         return {
             str(each.relative_to(path)): each
@@ -196,12 +197,14 @@ def _contents(path: Path) -> dict[str, Path | bytes]:
                 parts = PurePosixPath(each).parts
                 if each.startswith("/") or ".." in parts or "\\" in each:
                     raise AdoptError(f"{path} holds a file that would lie outside of the model's folder: '{each}'")
-            return {each: archive.read(each) for each in names}
-    except zipfile.BadZipFile as error:
+            return {each: Packed(path, each) for each in names}
+    except (zipfile.BadZipFile, struct.error, RuntimeError) as error:
         raise AdoptError(
             f"{path} is no archive: {error}", "archives in the format tgz are to be unpacked first"
         ) from None
 
 
-def _bytes(content: Path | bytes) -> bytes:
-    return content if isinstance(content, bytes) else content.read_bytes()
+def _bytes(content: Content) -> bytes:
+    if isinstance(content, bytes):
+        return content
+    return content.read() if isinstance(content, Packed) else content.read_bytes()

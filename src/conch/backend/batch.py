@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from conch.backend.ragged import Ragged
 from conch.observe.stats import ModelStats, Reason
 from conch.types.dtype import BYTES
-from conch.types.error import Code, InferError, internal
+from conch.types.error import Code, InferError, internal, invalid
 from conch.types.model import ModelSpec, TensorSpec, carry_shape
 from conch.types.request import InferRequest
 from conch.types.response import InferResponse
@@ -21,7 +21,7 @@ class Batch:
     """The requests that one run of the model answers; they agree in the inputs present and in all but the batch size.
 
     Requests nobody waits for any more are answered with CANCELLED at once and left out. Call `gather` for the inputs,
-    `input_end`, run the model, `output_start`, then `settle` or `fail`, exactly once.
+    `input_end`, run the model, `output_start`, then `settle`, `fail` or `refuse`, exactly once.
     """
 
     __slots__ = ("_input_end_ns", "_output_start_ns", "_ragged", "_start_ns", "_stats", "requests", "rows", "spec")
@@ -39,6 +39,16 @@ class Batch:
     def present(self) -> tuple[int, ...]:
         """Positions in `spec.inputs` of the inputs that the requests carry."""
         return self.requests[0].form.inputs
+
+    def wanted(self) -> Sequence[TensorSpec]:
+        """The outputs that some request asked for, in the config's order."""
+        names: set[str] = set()
+        for request in self.requests:
+            outputs = request.form.outputs
+            if outputs is None:
+                return self.spec.outputs
+            names.update(outputs)
+        return [output for output in self.spec.outputs if output.name in names]
 
     def gather(self, position: int) -> tuple[Shape, Buffer]:
         """The full batch shape that the backend sees, and the wire bytes, of the input at `position` in the config."""
@@ -79,6 +89,14 @@ class Batch:
         for request in self.requests:
             request.sink.fail(request, error)
         self._count((), self.requests)
+
+    def refuse(self, error: InferError | ValueError, run: Callable[[Sequence[InferRequest]], None]) -> None:
+        """Somebody's bytes cannot be given to the model: the others must not answer for it, so each is `run` alone."""
+        if len(self.requests) > 1:
+            for request in self.requests:
+                run([request])
+        else:
+            self.fail(error if isinstance(error, InferError) else invalid(str(error)))
 
     def _share(self, spec: TensorSpec, shape: Shape, data: Buffer) -> list[Tensor]:
         """One output, cut into each request's rows."""

@@ -37,8 +37,8 @@ DIRECTORY: Final = Path("/opt/tritonserver/backends")
 
 #: Packages that users have to add -> the extra of ours that brings them.
 _EXTRAS = {"fil": "forest", "onnxruntime": "onnx", "openvino": "openvino", "pytorch": "torch"}
-#: Built-in backends that are Python-based.
-_ON_PYTHON: Final = frozenset({"dali", "fault", "tensorflow"})
+#: Built-in backends that are Python-based, or run some of their models as Python models run.
+_ON_PYTHON: Final = frozenset({"dali", "fault", "pytorch", "tensorflow"})
 #: The program of a Python-based backend.
 _PROGRAM: Final = "model.py"
 #: Built-in backends that read the config's `runtime` themselves, and what they know.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from conch.backend.find import DIRECTORY
-from conch.backend.onnx.signature import Signature
+from conch.backend.signature import Signature
 from conch.check.catalog import rule
 from conch.check.finding import Change, Edit, Finding, Fix, Place, Severity
 from conch.check.outline import Field, Span, outline

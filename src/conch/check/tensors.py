@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
-from typing import Any
 
-from conch.backend.onnx.check import check_config
-from conch.backend.onnx.complete import complete_config, needs_file
+from conch.backend.agree import check_config, dims_of
+from conch.backend.complete import complete_config, describe, needs_file, set_dims
 from conch.backend.onnx.options import plan_session
-from conch.backend.onnx.signature import Signature, Slot
+from conch.backend.signature import Signature, Slot
 from conch.check.finding import Edit
 from conch.check.locate import entry_named, locate
 from conch.check.subject import Subject
@@ -37,7 +36,7 @@ def complete_and_compare(subject: Subject) -> None:
         subject.find("onnx-config-agrees", error.message, error.hint, at=locate(subject.root, error.message))
     if subject.options.auto_complete and needs_file(config):
         try:
-            complete_config(config, signature, {})
+            complete_config(config, signature)
             normalize(config)
         except InferError:
             _fixed_batch(subject, config, signature)
@@ -100,21 +99,9 @@ def _truth(config: ModelConfig, signature: Signature) -> ModelConfig:
     probe.batch_input.MergeFrom(config.batch_input)
     probe.batch_output.MergeFrom(config.batch_output)
     made = {name for each in config.batch_input for name in each.target_name}
-    for slot in signature.inputs:
-        if slot.name not in made:
-            _describe(probe.input.add(), slot, config.max_batch_size > 0)
-    for slot in signature.outputs:
-        _describe(probe.output.add(), slot, config.max_batch_size > 0)
+    describe(probe, probe.input, [slot for slot in signature.inputs if slot.name not in made])
+    describe(probe, probe.output, signature.outputs)
     return probe
-
-
-def _describe(entry: Any, slot: Slot, batching: bool) -> None:
-    entry.name = slot.name
-    entry.data_type = slot.datatype.number
-    dims = slot.shape[1:] if batching else slot.shape
-    entry.dims.extend(dims or (1,))
-    if batching and not dims:
-        entry.reshape.SetInParent()
 
 
 def _tensor(subject: Subject, config: ModelConfig, kind: str, entry: Tensor, slot: Slot, error: InferError) -> None:
@@ -224,7 +211,7 @@ def _unknown_name(subject: Subject, kind: str, entry: Tensor, meant: Slot | None
 
 def _unlisted(subject: Subject, config: ModelConfig, slot: Slot) -> None:
     entry = ModelInput()
-    _describe(entry, slot, config.max_batch_size > 0)
+    set_dims(entry, slot.shape, config.max_batch_size > 0)
     text = f"name: {quoted(slot.name)} data_type: {slot.datatype.config_name} dims: {list(entry.dims)}"
     text += " reshape: { }" if entry.HasField("reshape") else ""
     subject.find(
@@ -265,8 +252,8 @@ def _swapped(subject: Subject, config: ModelConfig, signature: Signature) -> boo
 def _fits(entry: Tensor, slot: Slot | None, config: ModelConfig) -> bool:
     if slot is None:
         return False
-    dims = tuple(entry.reshape.shape) if entry.HasField("reshape") else tuple(entry.dims)
-    full = (-1, *dims) if config.max_batch_size > 0 else dims
+    dims = dims_of(entry)
+    full = [-1, *dims] if config.max_batch_size > 0 else dims
     if entry.data_type != slot.datatype.number or len(full) != len(slot.shape):
         return False
     return all(size in (-1, given) for size, given in zip(slot.shape, full, strict=True))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from conch.config.padding import made_inputs
 from conch.pb.model_config_pb2 import DataType, ModelConfig, ModelEnsembling, ModelInput, ModelOutput
 from conch.types.error import InferError, invalid
+from conch.types.model import shape_text
 
 Dims = tuple[int, ...]
 
@@ -108,18 +109,14 @@ def _agree(config: ModelConfig, name: str, found: _Tensor, tensors: dict[str, _T
         )
     if not _match(known.dims, found.dims) and not _match(known.full, found.full):
         raise invalid(
-            f"{what} shape: {_text(known.full)} is inferred from model {known.model} while {_text(found.full)} is "
-            f"inferred from model {found.model}",
+            f"{what} shape: {shape_text(known.full)} is inferred from model {known.model} while "
+            f"{shape_text(found.full)} is inferred from model {found.model}",
             "shapes must be equal where neither has -1",
         )
 
 
 def _match(one: Dims, other: Dims) -> bool:
     return len(one) == len(other) and all(a == b or -1 in (a, b) for a, b in zip(one, other, strict=True))
-
-
-def _text(dims: Sequence[int]) -> str:
-    return "[" + ",".join([str(dim) for dim in dims]) + "]"
 
 
 def _stages(config: ModelConfig, members: Sequence[ModelConfig]) -> dict[str, int]:

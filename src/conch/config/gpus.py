@@ -18,6 +18,8 @@ from conch.config.server import GpuOptions
 #: CUdevice_attribute: COMPUTE_CAPABILITY_MAJOR and _MINOR (cuda.h).
 _MAJOR: Final = 75
 _MINOR: Final = 76
+#: CUDA_ERROR_NO_DEVICE.
+_NO_DEVICE: Final = 100
 _LIBRARY: Final = "libcuda.so.1"
 
 
@@ -36,7 +38,14 @@ class Gpu:
 
 
 class Absent(Exception):  # noqa: N818
-    """There is no GPU to use; the text says why."""
+    """There is no GPU to use; the text says why.
+
+    `broken`: a driver is there that cannot be used, which is nothing that an operator wants.
+    """
+
+    def __init__(self, text: str, *, broken: bool = False) -> None:
+        super().__init__(text)
+        self.broken = broken
 
 
 def read_gpus(open_library: Callable[[], Any] = lambda: ctypes.CDLL(_LIBRARY)) -> list[Gpu]:
@@ -51,7 +60,7 @@ def read_gpus(open_library: Callable[[], Any] = lambda: ctypes.CDLL(_LIBRARY)) -
         _call(library, "cuDeviceGetCount", ctypes.byref(count))
         found = [_read(library, number) for number in range(count.value)]
     except AttributeError as error:
-        raise Absent(f"NVIDIA's driver is too old: {error}") from None
+        raise Absent(f"NVIDIA's driver is too old: {error}", broken=True) from None
     if not found:
         raise Absent("NVIDIA's driver shows no GPU to this process (see CUDA_VISIBLE_DEVICES)")
     return found
@@ -92,4 +101,5 @@ def _attribute(library: Any, attribute: int, device: ctypes.c_int) -> int:
 def _call(library: Any, name: str, *arguments: Any) -> None:
     result = getattr(library, name)(*arguments)
     if result:
-        raise Absent(f"NVIDIA's driver cannot be used: {name} failed with CUresult {result}")
+        none = name == "cuInit" and result == _NO_DEVICE
+        raise Absent(f"NVIDIA's driver cannot be used: {name} failed with CUresult {result}", broken=not none)

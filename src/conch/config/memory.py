@@ -12,13 +12,13 @@ the first request.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from conch.config.flag_values import FlagValueError
+from conch.config.shown import is_number, shown
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.error import InferError, invalid
 
@@ -31,6 +31,8 @@ _UNITS: Final = {"": 1, "B": 1} | {
 }
 _AMOUNT: Final = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,6})?) ?([KMGT]?(?:i?B)?)", re.ASCII)
 _DEVICE: Final = re.compile(r"ram|gpu:[0-9]{1,3}", re.ASCII)
+#: More bytes than any machine has.
+_MOST: Final = 1 << 63
 _EXAMPLE: Final = '{"ram": "300MiB", "pinned": true}'
 _KEYS: Final = "'ram', 'gpu:<n>', 'pinned', 'idle_seconds' and 'load'"
 
@@ -70,10 +72,11 @@ def memory_wish(config: ModelConfig) -> MemoryWish | None:
         return None
     try:
         given = json.loads(config.parameters[PARAMETER].string_value)
-    except ValueError as error:
-        raise _bad(config, f"is no JSON: {error}", f"write {_EXAMPLE}") from None
+    except (ValueError, RecursionError) as error:
+        said = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise _bad(config, f"is no JSON: {said}", f"write {_EXAMPLE}") from None
     if not isinstance(given, dict):
-        raise _bad(config, f"is {given!r}, expected a JSON object", f"write {_EXAMPLE}")
+        raise _bad(config, f"is {shown(given)}, expected a JSON object", f"write {_EXAMPLE}")
     if config.HasField("ensemble_scheduling"):
         raise _bad(
             config, "has no meaning for an ensemble", "ensembles take no memory: give it to the models of its steps"
@@ -86,7 +89,7 @@ def memory_wish(config: ModelConfig) -> MemoryWish | None:
     )
     for key in given:
         if key not in {"pinned", "idle_seconds", "load"} and key not in wish.takes:
-            raise _bad(config, f"has an unknown key '{key}'", f"known are {_KEYS}")
+            raise _bad(config, f"has an unknown key {shown(key)}", f"known are {_KEYS}")
     if wish.pinned and wish.idle_seconds is not None:
         raise _bad(config, "has both 'pinned' and 'idle_seconds'", "a pinned model never sleeps: remove one of them")
     return wish
@@ -114,32 +117,36 @@ def _bytes(text: str) -> int | None:
 
 def _amount(config: ModelConfig, key: str, given: Any) -> int:
     size = given if type(given) is int else _bytes(given) if isinstance(given, str) else None
-    if size is None or size < 0:
+    if size is None or not 0 <= size < _MOST:
         raise _bad(
-            config, f"has {given!r} in '{key}', expected an amount of memory", f'write such as "{key}": "300MiB"'
+            config, f"has {shown(given)} in '{key}', expected an amount of memory", f'write such as "{key}": "300MiB"'
         )
     return size
 
 
 def _pinned(config: ModelConfig, given: Any) -> bool:
     if not isinstance(given, bool):
-        raise _bad(config, f"has {given!r} in 'pinned', expected true or false", f"write {_EXAMPLE}")
+        raise _bad(config, f"has {shown(given)} in 'pinned', expected true or false", f"write {_EXAMPLE}")
     return given
 
 
 def _idle(config: ModelConfig, given: Any) -> float | None:
     if given is None:
         return None
-    if isinstance(given, bool) or not isinstance(given, int | float) or not (0 < given < math.inf):
+    if not is_number(given) or given <= 0:
         raise _bad(
-            config, f"has {given!r} in 'idle_seconds', expected seconds above 0", 'write such as "idle_seconds": 600'
+            config,
+            f"has {shown(given)} in 'idle_seconds', expected seconds above 0",
+            'write such as "idle_seconds": 600',
         )
     return float(given)
 
 
 def _load(config: ModelConfig, given: Any) -> bool:
     if given not in ("start", "on_demand"):
-        raise _bad(config, f"has {given!r} in 'load', expected start or on_demand", 'write such as "load": "on_demand"')
+        raise _bad(
+            config, f"has {shown(given)} in 'load', expected start or on_demand", 'write such as "load": "on_demand"'
+        )
     return bool(given == "on_demand")
 
 

@@ -21,6 +21,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
+from conch.config.shown import shown
 from conch.pb.model_config_pb2 import DataType, ModelConfig, ModelInput, ModelOutput
 from conch.types.dtype import BF16, BOOL, BY_NUMBER
 from conch.types.error import InferError, invalid
@@ -58,8 +59,9 @@ class _Reader:
     def read(self, text: str) -> Padding:
         try:
             given = json.loads(text)
-        except ValueError as error:
-            raise self._bad("", f"is no JSON: {error}", f"write {_EXAMPLE}") from None
+        except (ValueError, RecursionError) as error:
+            said = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+            raise self._bad("", f"is no JSON: {said}", f"write {_EXAMPLE}") from None
         self._keys(given, "", {"inputs", "mask", "outputs", "max_waste"})
         self._refuse_company()
         inputs = self._inputs(given.get("inputs"))
@@ -80,7 +82,7 @@ class _Reader:
 
     def _inputs(self, given: Json) -> tuple[PaddedInput, ...]:
         if not isinstance(given, dict) or not given:
-            raise self._bad("inputs", f"is {given!r}, expected the inputs to pad by name", f"write {_EXAMPLE}")
+            raise self._bad("inputs", f"is {shown(given)}, expected the inputs to pad by name", f"write {_EXAMPLE}")
         padded = []
         for name, rule in given.items():
             path = f"inputs.{name}"
@@ -114,7 +116,7 @@ class _Reader:
     def _outputs(self, given: Json, inputs: tuple[PaddedInput, ...]) -> Mapping[str, Cut]:
         if not isinstance(given, dict):
             raise self._bad(
-                "outputs", f"is {given!r}, expected the outputs to cut by name", 'such as {"y": {"axis": 1}}'
+                "outputs", f"is {shown(given)}, expected the outputs to cut by name", 'such as {"y": {"axis": 1}}'
             )
         cuts = {}
         for name, rule in given.items():
@@ -132,7 +134,7 @@ class _Reader:
         waste = given.get("max_waste", 0)
         if isinstance(waste, bool) or not isinstance(waste, int | float) or not 0 <= waste < 1:
             raise self._bad(
-                "max_waste", f"is {waste!r}, expected a share from 0 up to, not including, 1", "such as 0.2"
+                "max_waste", f"is {shown(waste)}, expected a share from 0 up to, not including, 1", "such as 0.2"
             )
         if waste and not all(each.buckets for each in inputs):
             raise self._bad("max_waste", "needs buckets for every input in 'inputs'", "give 'buckets', or remove it")
@@ -166,14 +168,14 @@ class _Reader:
                         )
                 return position, tensor
         known = ", ".join([each.name for each in self._config.input])
-        raise self._bad(path, f"names {name!r}, which is no input of the model", f"the inputs are: {known}")
+        raise self._bad(path, f"names {shown(name)}, which is no input of the model", f"the inputs are: {known}")
 
     def _axis(self, axis: Json, path: str, tensor: ModelInput | ModelOutput) -> int:
         rank = len(tensor.dims) + self._lead
         if isinstance(axis, bool) or not isinstance(axis, int) or not -rank <= axis < rank:
             raise self._bad(
                 f"{path}.axis",
-                f"is {axis!r}, expected a whole number from {self._lead} to {rank - 1}",
+                f"is {shown(axis)}, expected a whole number from {self._lead} to {rank - 1}",
                 "axes are counted in the shape that clients send, the batch dimension included",
             )
         axis %= rank
@@ -192,7 +194,9 @@ class _Reader:
         sound = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes)
         if not sound or sizes != sorted(set(sizes)):
             raise self._bad(
-                f"{path}.buckets", f"is {given!r}, expected whole numbers above 0, ascending", "such as [16, 32, 64]"
+                f"{path}.buckets",
+                f"is {shown(given)}, expected whole numbers above 0, ascending",
+                "such as [16, 32, 64]",
             )
         return tuple(sizes)
 
@@ -200,7 +204,9 @@ class _Reader:
         names = [each.name for each in inputs]
         like = given.get("like", names[0] if len(names) == 1 else None)
         if like not in names:
-            raise self._bad(f"{path}.like", f"is {like!r}, expected one of {', '.join(names)}", "name a padded input")
+            raise self._bad(
+                f"{path}.like", f"is {shown(like)}, expected one of {', '.join(names)}", "name a padded input"
+            )
         return names.index(like)
 
     def _number(self, value: Json, path: str, tensor: ModelInput) -> float:
@@ -209,15 +215,15 @@ class _Reader:
         if datatype is BOOL and isinstance(value, bool):
             return value
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            raise self._bad(path, f"is {value!r}, expected a number", "such as 0")
+            raise self._bad(path, f"is {shown(value)}, expected a number", "such as 0")
         if datatype is BF16 and value not in (0, 1):
-            raise self._bad(path, f"is {value!r}, expected 0 or 1 for an input of TYPE_BF16", "write 0")
+            raise self._bad(path, f"is {shown(value)}, expected 0 or 1 for an input of TYPE_BF16", "write 0")
         if datatype.numpy.kind in "iub" and datatype is not BF16:
             low, high = _range(datatype.numpy)
             if value != int(value) or not low <= value <= high:
                 kind = datatype.config_name
                 raise self._bad(
-                    path, f"is {value!r}, expected a whole number from {low} to {high} for {kind}", "write 0"
+                    path, f"is {shown(value)}, expected a whole number from {low} to {high} for {kind}", "write 0"
                 )
             return int(value)
         return value
@@ -230,7 +236,9 @@ class _Reader:
 
     def _keys(self, given: Json, path: str, allowed: set[str]) -> None:
         if not isinstance(given, dict):
-            raise self._bad(path, f"is {given!r}, expected an object", f"with the keys {', '.join(sorted(allowed))}")
+            raise self._bad(
+                path, f"is {shown(given)}, expected an object", f"with the keys {', '.join(sorted(allowed))}"
+            )
         for key in given:
             if key not in allowed:
                 raise self._bad(path, f"has the unknown key '{key}'", f"keys are: {', '.join(sorted(allowed))}")

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Final
 
+from conch.config.shown import is_number, shown
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.difference import Tolerance
 from conch.types.error import InferError, invalid
@@ -59,7 +60,7 @@ def swap_gate(config: ModelConfig) -> SwapGate | None:
     known = {*_WHOLE, *_NUMBERS, "outputs"}
     for name in given:
         if name not in known:
-            raise _wrong(model, f"has an unknown field '{name}'", f"it has {', '.join(sorted(known))}")
+            raise _wrong(model, f"has an unknown field {shown(name)}", f"it has {', '.join(sorted(known))}")
     values = {name: _whole(model, given, name) for name in _WHOLE.keys() & given.keys()}
     numbers = {name: _number(model, given, name) for name in _NUMBERS.keys() & given.keys()}
     usual = SwapGate()
@@ -85,7 +86,8 @@ def _parse(model: str, text: str) -> dict[str, Any]:
     try:
         given = json.loads(text or "{}")
     except (ValueError, RecursionError) as error:
-        raise _wrong(model, f"is no JSON: {error}", f"write an object, {_EXAMPLE}") from None
+        said = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise _wrong(model, f"is no JSON: {said}", f"write an object, {_EXAMPLE}") from None
     if not isinstance(given, dict):
         raise _wrong(model, f"is {text[:60]}", f"write an object, {_EXAMPLE}")
     return given
@@ -95,27 +97,27 @@ def _whole(model: str, given: dict[str, Any], name: str) -> int:
     value = given[name]
     least, most = _WHOLE[name]
     if type(value) is not int or not least <= value <= most:
-        raise _wrong(model, f"has {name} {value!r}", f"expected a whole number from {least} to {most}")
+        raise _wrong(model, f"has {name} {shown(value)}", f"expected a whole number from {least} to {most}")
     return value
 
 
 def _number(model: str, given: dict[str, Any], name: str) -> float:
     value = given[name]
     least, most = _NUMBERS[name]
-    if type(value) not in {int, float} or not least <= value <= most or value == math.inf:
+    if not is_number(value) or not least <= value <= most:
         upper = "" if most == math.inf else f" to {most:g}"
-        raise _wrong(model, f"has {name} {value!r}", f"expected a number from {least:g}{upper}")
+        raise _wrong(model, f"has {name} {shown(value)}", f"expected a number from {least:g}{upper}")
     return float(value)
 
 
 def _outputs(config: ModelConfig, given: dict[str, Any]) -> tuple[str, ...]:
     names = given.get("outputs", [])
     if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
-        raise _wrong(config.name, f"has outputs {names!r}", 'expected a list of names, such as ["scores"]')
+        raise _wrong(config.name, f"has outputs {shown(names)}", 'expected a list of names, such as ["scores"]')
     known = [each.name for each in config.output]
     for name in names:
         if known and name not in known:
-            raise _wrong(config.name, f"names the output '{name}'", f"the model has {', '.join(known)}")
+            raise _wrong(config.name, f"names the output {shown(name)}", f"the model has {', '.join(known)}")
     return tuple(names)
 
 

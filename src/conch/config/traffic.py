@@ -16,12 +16,12 @@ All of it is optional: an arm is the latest version of the model itself with wei
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from conch.config.route import Arm, Shadow, Sticky, Target, TrafficRoute
+from conch.config.shown import cut, is_number, shown
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.difference import Tolerance
 from conch.types.error import InferError, invalid
@@ -69,7 +69,7 @@ def read_file(path: Path) -> Mapping[str, TrafficRoute]:
     given = _parse(text, place)
     reader = _Reader(place)
     if not isinstance(given, dict):
-        raise reader.bad("", f"is {_shown(given)}, expected routes by name", f'write {{"model": {_EXAMPLE}}}')
+        raise reader.bad("", f"is {shown(given)}, expected routes by name", f'write {{"model": {_EXAMPLE}}}')
     return {_name(reader, name): reader.route(each, name, name) for name, each in given.items()}
 
 
@@ -95,15 +95,15 @@ def _parse(text: str | bytes, place: str) -> Json:
     try:
         return json.loads(text, object_pairs_hook=_members, parse_constant=_no_number)
     except _TwiceError as twice:
-        raise invalid(f"{place} says '{_cut(str(twice))}' twice", "say each name once") from None
+        raise invalid(f"{place} says '{cut(str(twice))}' twice", "say each name once") from None
     except (ValueError, RecursionError) as error:
-        said = "it is nested too deeply" if isinstance(error, RecursionError) else _cut(str(error))
+        said = "it is nested too deeply" if isinstance(error, RecursionError) else cut(str(error))
         raise invalid(f"{place} is no JSON: {said}", f"write {_EXAMPLE}") from None
 
 
 def _name(reader: _Reader, name: str) -> str:
     if not name or "/" in name or not name.isprintable():
-        raise reader.bad("", f"names {_shown(name)}, expected the name of a model or of an alias", "leave out '/'")
+        raise reader.bad("", f"names {shown(name)}, expected the name of a model or of an alias", "leave out '/'")
     return name
 
 
@@ -133,9 +133,9 @@ class _Reader:
     def _arm(self, given: Json, path: str, name: str) -> Arm:
         self._keys(given, path, ("model", "version", "weight"))
         weight = given.get("weight", 1)
-        if not _is_number(weight) or not (weight == 0 or _LEAST <= weight <= _MOST):
+        if not is_number(weight) or not (weight == 0 or _LEAST <= weight <= _MOST):
             raise self.bad(
-                f"{path}.weight", f"is {_shown(weight)}, expected 0 or a number from {_LEAST:g} to {_MOST:g}",
+                f"{path}.weight", f"is {shown(weight)}, expected 0 or a number from {_LEAST:g} to {_MOST:g}",
                 "weights are shares of their sum: 90 and 10, or 0.9 and 0.1",
             )  # fmt: skip
         return Arm(self._target(given, path, name), weight)
@@ -143,15 +143,15 @@ class _Reader:
     def _shadow(self, given: Json, path: str, name: str) -> Shadow:
         self._keys(given, path, ("model", "version", "fraction", "max_in_flight", "compare"))
         fraction = given.get("fraction", 1)
-        if not _is_number(fraction) or not (fraction == 0 or _LEAST <= fraction <= 1):
+        if not is_number(fraction) or not (fraction == 0 or _LEAST <= fraction <= 1):
             raise self.bad(
-                f"{path}.fraction", f"is {_shown(fraction)}, expected 0 or a number from {_LEAST:g} to 1",
+                f"{path}.fraction", f"is {shown(fraction)}, expected 0 or a number from {_LEAST:g} to 1",
                 "the share of requests that the shadow gets, such as 0.1",
             )  # fmt: skip
         most = given.get("max_in_flight", 32)
         if type(most) is not int or not 1 <= most <= 100_000:
             raise self.bad(
-                f"{path}.max_in_flight", f"is {_shown(most)}, expected a whole number from 1 to 100000",
+                f"{path}.max_in_flight", f"is {shown(most)}, expected a whole number from 1 to 100000",
                 "copies beyond it are dropped and counted",
             )  # fmt: skip
         compare = given.get("compare", {})
@@ -169,9 +169,9 @@ class _Reader:
 
     def _tolerance(self, given: Mapping[str, Json], path: str, name: str, default: float) -> float:
         value: float = given.get(name, default)
-        if not _is_number(value) or not 0 <= value <= _MOST:
+        if not is_number(value) or not 0 <= value <= _MOST:
             raise self.bad(
-                f"{path}.{name}", f"is {_shown(value)}, expected a number from 0 to {_MOST:g}",
+                f"{path}.{name}", f"is {shown(value)}, expected a number from 0 to {_MOST:g}",
                 "outputs agree where |a - b| <= absolute + relative * |a|",
             )  # fmt: skip
         return value
@@ -180,7 +180,7 @@ class _Reader:
         model, version = given.get("model", name), given.get("version")
         if not isinstance(model, str) or not model or not model.isprintable():
             raise self.bad(
-                f"{path}.model", f"is {_shown(model)}, expected a model's name", "leave it out for the model itself"
+                f"{path}.model", f"is {shown(model)}, expected a model's name", "leave it out for the model itself"
             )
         if isinstance(version, str) and version.isascii() and version.isdigit() and len(version) < 19:
             version = int(version)
@@ -188,7 +188,7 @@ class _Reader:
             return Target(model)
         if type(version) is not int or not 0 <= version < 1 << 63:
             raise self.bad(
-                f"{path}.version", f"is {_shown(version)}, expected a version's number or 'latest'",
+                f"{path}.version", f"is {shown(version)}, expected a version's number or 'latest'",
                 "leave it out for the latest version",
             )  # fmt: skip
         return Target(model, version)
@@ -206,7 +206,7 @@ class _Reader:
                 return Sticky(kind)
             if kind in {"header", "parameter"} and name and name.isprintable():
                 return Sticky("parameter", name, header=kind == "header")
-        raise self.bad(path, f"is {_shown(given)}, {_STICKY}", "such as 'header:x-user'")
+        raise self.bad(path, f"is {shown(given)}, {_STICKY}", "such as 'header:x-user'")
 
     def _list(
         self, given: Mapping[str, Json], dot: str, name: str, most: int, *, default: list[Json]
@@ -216,7 +216,7 @@ class _Reader:
         if isinstance(found, dict):
             return [(found, f"{dot}{name}")]
         if not isinstance(found, list):
-            raise self.bad(f"{dot}{name}", f"is {_shown(found)}, expected a list of objects", f"write {_EXAMPLE}")
+            raise self.bad(f"{dot}{name}", f"is {shown(found)}, expected a list of objects", f"write {_EXAMPLE}")
         if len(found) > most:
             raise self.bad(f"{dot}{name}", f"has {len(found)} members, expected at most {most}", "leave some out")
         return [(each, f"{dot}{name}[{number}]") for number, each in enumerate(found)]
@@ -229,19 +229,7 @@ class _Reader:
     def _keys(self, given: Json, path: str, known: Collection[str]) -> None:
         names = ", ".join(known)
         if not isinstance(given, dict):
-            raise self.bad(path, f"is {_shown(given)}, expected an object", f"its members are {names}")
+            raise self.bad(path, f"is {shown(given)}, expected an object", f"its members are {names}")
         for key in given:
             if key not in known:
-                raise self.bad(path, f"has the unknown member {_shown(key)}", f"its members are {names}")
-
-
-def _is_number(value: Json) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _shown(value: Json) -> str:
-    return _cut(repr(value))
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:77]}..."
+                raise self.bad(path, f"has the unknown member {shown(key)}", f"its members are {names}")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from conch.backend.complete import set_dims
 from conch.export.api import Array, ExportError, Written
 from conch.export.examples import Example
 from conch.pb.model_config_pb2 import ModelConfig
@@ -29,7 +29,7 @@ def make_config(
     batching = max_batch_size > 0
     for each in examples:
         shape = [-1 if place in each.open else size for place, size in enumerate(each.shape)]
-        _describe(config.input.add(name=each.name, data_type=each.datatype.number), shape, batching)
+        set_dims(config.input.add(name=each.name, data_type=each.datatype.number), shape, batching)
     for key, array in outputs.items():
         other = others[key]
         if array.ndim != other.ndim or (batching and (not array.ndim or array.shape[0] == other.shape[0])):
@@ -39,21 +39,10 @@ def make_config(
                 "make the model keep the batch dimension, or say --no-batch",
             )
         shape = [size if size == found else -1 for size, found in zip(array.shape, other.shape, strict=True)]
-        _describe(config.output.add(name=names.get(key, key), data_type=_datatype(key, array).number), shape, batching)
+        set_dims(config.output.add(name=names.get(key, key), data_type=_datatype(key, array).number), shape, batching)
     if max_batch_size > 1:
         config.dynamic_batching.SetInParent()
     return config
-
-
-def _describe(entry: Any, shape: Sequence[int], batching: bool) -> None:
-    dims = shape[1:] if batching else shape
-    if dims:
-        entry.dims.extend(dims)
-        return
-    # A config cannot say "scalar": clients send one element; of a batch the model sees only the batch dimension.
-    entry.dims.append(1)
-    if batching:
-        entry.reshape.SetInParent()
 
 
 def _datatype(name: str, array: Array) -> DataType:

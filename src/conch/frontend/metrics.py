@@ -10,7 +10,7 @@ from conch.config.server import MetricsOptions
 from conch.observe.metrics import CONTENT_TYPE
 from conch.transport.heads import BadRequestError, Head
 from conch.transport.http1 import Connection, head_of
-from conch.transport.listener import Listener
+from conch.transport.listener import HttpFace, Listener
 from conch.types.tensor import Buffer
 
 _log = logging.getLogger("conch")
@@ -20,7 +20,7 @@ _TIMEOUT: Final = 60.0
 _MAX_BODY: Final = 65536
 
 
-class MetricsTransport:
+class MetricsTransport(HttpFace):
     """Implements `transport.api.Transport`. As with Triton, every path but `/metrics` is an empty page.
 
     `render` gives the page; it runs on the event loop's thread.
@@ -33,25 +33,6 @@ class MetricsTransport:
         self._listener = Listener(
             options.address, options.port, route=_route, handle=self._handle, lost=_lost, timeout=_TIMEOUT
         )
-
-    @property
-    def port(self) -> int:
-        return self._listener.port
-
-    async def start(self) -> None:
-        await self._listener.start()
-
-    def stop_accepting(self) -> None:
-        self._listener.stop_accepting()
-
-    def connections(self) -> int:
-        return self._listener.connections()
-
-    def inflight(self) -> int:
-        return self._listener.inflight()
-
-    async def close(self) -> None:
-        await self._listener.close()
 
     def _handle(self, connection: Connection, head: Head, body: Buffer) -> None:
         if head.path.rstrip("/") != "/metrics":

@@ -48,6 +48,11 @@ class Programs:
         self.programs[name] = bound.program
         return name
 
+    def remove(self, name: str) -> None:
+        """Its name is free again."""
+        del self.programs[name]
+        shutil.rmtree(self.repository / name, ignore_errors=True)
+
     def close(self) -> None:
         self._remove()
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 from conch.app import Server as App
 from conch.library.answer import Answer
 from conch.library.home import Home
+from conch.library.stream import AsyncStream, Stream
 from conch.library.tensors import Wanted, encode, wanted
 from conch.library.waiting import Many, One
 from conch.pb import grpc_service_pb2 as pb
@@ -104,13 +105,14 @@ class Model:
         parameters: Mapping[str, Parameter] | None = None,
         id: str = "",
         timeout: float | None = None,
-    ) -> Iterator[Answer]:
-        """All answers, of decoupled models any number; `timeout` is for each. Leaving the loop withdraws the request.
+    ) -> Stream:
+        """All answers, of decoupled models any number; `timeout` is for each. Leaving the loop, `close`,
+        and forgetting it before the first answer withdraw the request.
 
         What is refused raises here, before the first answer is asked for.
         """
         request, sink = self._begin_stream(inputs, outputs, parameters, id)
-        return self._read(request, sink, timeout)
+        return Stream(self._home, request, sink, timeout)
 
     def stream_async(
         self,
@@ -119,10 +121,10 @@ class Model:
         outputs: Sequence[str] = (),
         parameters: Mapping[str, Parameter] | None = None,
         id: str = "",
-    ) -> AsyncIterator[Answer]:
+    ) -> AsyncStream:
         """As `stream` for the program's own event loop."""
         request, sink = self._begin_stream(inputs, outputs, parameters, id)
-        return self._read_async(request, sink)
+        return AsyncStream(self._home, request, sink)
 
     # ---- one answer
 
@@ -166,45 +168,6 @@ class Model:
         request.flow = sink.flow
         self._app.data.infer(request)
         return request, sink
-
-    def _read(self, request: InferRequest, sink: Many, timeout: float | None) -> Iterator[Answer]:
-        try:
-            while True:
-                if not sink.wait(timeout):
-                    raise TimeoutError(f"model '{self.name}' did not answer within {timeout:g} seconds")
-                found = sink.take()
-                if found is None:
-                    return
-                if isinstance(found, InferError):
-                    raise found
-                yield found
-        finally:
-            self._leave(request, sink)
-
-    async def _read_async(self, request: InferRequest, sink: Many) -> AsyncIterator[Answer]:
-        loop, changed = asyncio.get_running_loop(), asyncio.Event()
-        sink.listen(lambda: loop.call_soon_threadsafe(changed.set))
-        try:
-            while True:
-                changed.clear()
-                ended = sink.ended
-                found = sink.take()
-                if found is None and ended:
-                    return
-                if found is None:
-                    await changed.wait()
-                elif isinstance(found, InferError):
-                    raise found
-                else:
-                    yield found
-        finally:
-            sink.listen(lambda: None)
-            self._leave(request, sink)
-
-    def _leave(self, request: InferRequest, sink: Many) -> None:
-        if not sink.ended:
-            self._withdraw(request)
-        self._home.post(sink.flow.release)
 
     # ---- both
 

@@ -120,11 +120,18 @@ class Server:
         return self._running().control.index(ready_only)
 
     def add(self, function: Callable[..., Any] | Bound) -> str:
-        """One more function as a model, the model's name; blocks until it can be asked, if the server runs."""
+        """One more function as a model, the model's name; blocks until it can be asked, if the server runs.
+
+        One that cannot be loaded is forgotten: another function may have its name.
+        """
         (bound,) = bind([function])
         name = self._programs.add(bound)
         if self._app is not None:
-            self._app.control.load(name, {}).result()
+            try:
+                self._app.control.load(name, {}).result()
+            except Exception:
+                self._programs.remove(name)
+                raise
         return name
 
     def load(

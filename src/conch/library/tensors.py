@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ from conch.types.tensor import Buffer, from_numpy
 
 #: numpy's type -> ours, for arrays whose type says all.
 _BY_NUMPY = {each.numpy: each for each in ALL if each not in (BYTES, BF16)}
+
+#: BF16 where numpy has no type for it: two bytes.
+_HALF = np.dtype("V2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +52,20 @@ def wanted(model: pb.ModelMetadataResponse) -> dict[str, Wanted]:
 
 
 def _read(name: str, value: Any, wanted: DataType | None) -> tuple[DataType, np.ndarray[Any, Any]]:
-    array = _from_framework(value)
+    try:
+        array = _from_framework(value)
+    except (TypeError, RuntimeError, BufferError, ValueError, AttributeError) as error:
+        raise invalid(
+            f"input '{name}' is a {type(value).__module__}.{type(value).__name__} that cannot be read: {error}",
+            "give a numpy array",
+        ) from None
     if array is None:
         return _from_python(name, value, wanted)
     if array.dtype.kind in "OSU":
         return BYTES, array
-    if wanted is BF16 and array.dtype.itemsize == 2 and (array.dtype.kind == "V" or array.dtype == np.uint16):
-        return BF16, array.view(BF16.numpy)
-    if array.dtype.name == "bfloat16":
+    if wanted is BF16 and array.dtype == np.uint16:
+        return BF16, array
+    if array.dtype.name == "bfloat16" or array.dtype == _HALF:
         return BF16, array.view(BF16.numpy)
     datatype = _BY_NUMPY.get(array.dtype.newbyteorder("<"))
     if datatype is None:
@@ -77,18 +87,30 @@ def _from_framework(value: Any) -> np.ndarray[Any, Any] | None:
             return np.from_dlpack(value)
         except (TypeError, RuntimeError, BufferError, ValueError):
             # On a GPU, with a gradient, or of a type that DLPack or numpy does not know.
-            moved = value.detach().cpu() if hasattr(value, "detach") else value
-            return np.asarray(moved)
+            return _moved(value)
     if hasattr(value, "__array__"):
         return np.asarray(value)
     return None
+
+
+def _moved(value: Any) -> np.ndarray[Any, Any]:
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":
+            # numpy has no such type, and takes the bits for what they are.
+            value = value.view(sys.modules["torch"].int16)
+            return np.asarray(value).view(_HALF)
+    elif hasattr(value, "__cuda_array_interface__") and hasattr(value, "get"):
+        # CuPy does not go to the host unless it is asked to.
+        value = value.get()
+    return np.asarray(value)
 
 
 def _from_python(name: str, value: Any, wanted: DataType | None) -> tuple[DataType, np.ndarray[Any, Any]]:
     try:
         if wanted is BYTES or (wanted is None and _is_text(value)):
             # Never through numpy's own strings: those of fixed width lose zero bytes at the end.
-            return BYTES, np.array(value, dtype=object)
+            return BYTES, _texts(value)
         if wanted is BF16:
             return BF16, (np.asarray(value, dtype="<f4").view("<u4") >> 16).astype("<u2")
         if wanted is not None:
@@ -100,6 +122,13 @@ def _from_python(name: str, value: Any, wanted: DataType | None) -> tuple[DataTy
     if guessed.dtype not in _BY_NUMPY:
         raise invalid(f"input '{name}' is {value!r:.80}, which is no tensor", "give a numpy array")
     return _BY_NUMPY[guessed.dtype], guessed
+
+
+def _texts(value: Any) -> np.ndarray[Any, Any]:
+    texts = np.array(value, dtype=object)
+    if any(isinstance(each, list | tuple | np.ndarray) for each in texts.reshape(-1)):
+        raise ValueError("its lists have different lengths")
+    return texts
 
 
 def _is_text(value: Any) -> bool:

@@ -11,12 +11,12 @@ from typing import Any, ClassVar, Final
 
 import orjson
 
-from conch.litserve.program import KIND, REQUEST, STATUS
+from conch.litserve.program import HEADERS, KIND, REQUEST, STATUS
 from conch.service.api import DataPlane
 from conch.transport.bridge import Bridge
 from conch.transport.heads import BadRequestError, Head
 from conch.transport.http1 import Connection, head_of, status_line
-from conch.transport.listener import Listener
+from conch.transport.listener import HttpFace, Listener
 from conch.types.error import Code, InferError
 from conch.types.flow import Flow
 from conch.types.request import InferRequest, InputHead, RequestHead
@@ -54,7 +54,7 @@ class FaceOptions:
     key: str = ""
 
 
-class LitFace:
+class LitFace(HttpFace):
     """Implements `transport.api.Transport`."""
 
     title = "LitServer"
@@ -67,25 +67,6 @@ class LitFace:
         self._listener = Listener(
             options.address, options.port, route=self._route, handle=self._handle, lost=_lost, timeout=_TIMEOUT
         )
-
-    @property
-    def port(self) -> int:
-        return self._listener.port
-
-    async def start(self) -> None:
-        await self._listener.start()
-
-    def stop_accepting(self) -> None:
-        self._listener.stop_accepting()
-
-    def connections(self) -> int:
-        return self._listener.connections()
-
-    def inflight(self) -> int:
-        return self._listener.inflight()
-
-    async def close(self) -> None:
-        await self._listener.close()
 
     def _route(self, head: Head) -> None:
         limit = self._options.max_body or _MAX_BODY
@@ -183,7 +164,7 @@ class _Reply:
         data = b"" if response is FINAL else split_bytes(response.outputs[0].data)[0]
         if not self._streams or (status != 200 and not self._begun):
             self._end()
-            _respond(self._connection, status, kind, data)
+            _respond(self._connection, status, kind, data, said.get(HEADERS))
             return
         self._begin()
         if data:
@@ -232,5 +213,7 @@ def _refuse(connection: Connection, status: int, detail: str) -> None:
     _respond(connection, status, _JSON, orjson.dumps({"detail": detail}))
 
 
-def _respond(connection: Connection, status: int, kind: str, body: bytes) -> None:
-    connection.respond(head_of(status, kind, len(body)), (body,))
+def _respond(connection: Connection, status: int, kind: str, body: bytes, headers: Any = None) -> None:
+    """`headers` are JSON, as the model gave them."""
+    lines = [f"{name}: {value}\r\n" for name, value in orjson.loads(headers)] if headers else []
+    connection.respond(head_of(status, kind, len(body)) + "".join(lines).encode("latin-1"), (body,))

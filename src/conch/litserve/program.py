@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ _log = logging.getLogger("conch.litserve")
 #: The model's tensors, and what is said of a response besides.
 REQUEST, KIND, RESPONSE = "request", "content_type", "response"
 STATUS: Final = "status"
+#: JSON: a list of names and values.
+HEADERS: Final = "headers"
 _OVERLAP: Final = 1024
 
 
@@ -195,8 +198,12 @@ def _reply(call: Call, body: Body) -> None:
     shape = (1, 1) if call.request.form.model.spec.max_batch_size else (1,)
     array = np.empty(shape, dtype=object)
     array.fill(body.data)
-    plain = body.status == 200 and body.content_type == "application/json"
-    call.reply({RESPONSE: array}, None if plain else {STATUS: body.status, KIND: body.content_type})
+    said: dict[str, Any] = {}
+    if body.status != 200 or body.content_type != "application/json":
+        said = {STATUS: body.status, KIND: body.content_type}
+    if body.headers:
+        said[HEADERS] = json.dumps(body.headers)
+    call.reply({RESPONSE: array}, said or None)
 
 
 def _fail(calls: Sequence[Call], error: Exception) -> None:

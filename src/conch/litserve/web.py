@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import email.message
 import email.parser
-import email.policy
+import http
 import inspect
 import io
-from collections.abc import Callable
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
 import orjson
 
+_log = logging.getLogger("conch.litserve")
+
 _JSON: Final = "application/json"
+_STATUSES: Final = frozenset(each.value for each in http.HTTPStatus if each >= http.HTTPStatus.OK)
+#: Headers that the server writes for every answer.
+_OURS: Final = frozenset({"content-type", "content-length", "transfer-encoding", "connection"})
+_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 
 class HTTPException(Exception):  # noqa: N818  FastAPI's name
@@ -44,6 +54,7 @@ class Body:
     data: bytes
     content_type: str = _JSON
     status: int = 200
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 Reader = Callable[[bytes, str], Any]
@@ -82,22 +93,19 @@ def _validated(model: Any, data: bytes, content_type: str) -> Any:
         errors = getattr(error, "errors", None)
         found: list[dict[str, Any]] = [{"msg": str(error)}]
         if callable(errors):
-            found = errors(include_url=False, include_context=False)
+            found = errors(include_url=False, include_context=False, include_input=False)
         for each in found:
             each["loc"] = ["body", *each.get("loc", ())]
         raise HTTPException(422, found) from None
 
 
 def _form(data: bytes, content_type: str) -> dict[str, Any]:
-    head = f"Content-Type: {content_type}\r\nMIME-Version: 1.0\r\n\r\n".encode("latin-1", "replace")
-    message = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(head + data)
-    if not message.is_multipart():
-        raise HTTPException(422, "the form cannot be read: its parts are not where its boundary says")
+    head = email.message.Message()
+    head["Content-Type"] = content_type
     fields: dict[str, Any] = {}
-    parts: Any = message.get_payload()
-    for part in parts:
+    # Parts stay as they came, also mails and forms in a form, which Python's own parser would take apart.
+    for part, content in _parts(data, str(head.get_boundary() or "")):
         name = str(part.get_param("name", header="content-disposition"))
-        content: bytes = part.get_payload(decode=True) or b""
         filename = part.get_filename()
         if filename is not None:
             fields[name] = UploadFile(filename, part.get_content_type(), content)
@@ -106,12 +114,42 @@ def _form(data: bytes, content_type: str) -> dict[str, Any]:
     return fields
 
 
+def _parts(data: bytes, boundary: str) -> Iterator[tuple[email.message.Message, bytes]]:
+    mark = re.escape(boundary.encode("latin-1", "replace"))
+    _, *found = re.split(rb"\r?\n--" + mark + rb"(--)?[ \t]*(?=\r?\n|\Z)", b"\n" + data) if boundary else [b""]
+    if not found:
+        raise HTTPException(422, "the form cannot be read: its parts are not where its boundary says")
+    for end, part in zip(found[::2], found[1::2], strict=True):
+        if end:
+            return
+        head, _, content = part.partition(b"\r\n\r\n") if b"\r\n\r\n" in part else part.partition(b"\n\n")
+        yield email.parser.HeaderParser().parsestr(head.decode("utf-8", "replace").lstrip("\r\n")), content
+
+
 def write(value: Any) -> Body:
     """A response's body: a response object of Starlette's, or JSON."""
     if hasattr(value, "body") and hasattr(value, "status_code"):
         kind = getattr(value, "media_type", None) or value.headers.get("content-type", "text/plain")
-        return Body(bytes(value.body), kind, int(value.status_code))
+        status = int(value.status_code)
+        if status not in _STATUSES:
+            raise ValueError(f"the response has status {status}, which is no status of HTTP")
+        raw = getattr(value, "raw_headers", None) or list((getattr(value, "headers", None) or {}).items())
+        return Body(bytes(value.body), kind, status, _carried(raw))
     return Body(_json(value))
+
+
+def _carried(headers: Iterable[tuple[str | bytes, str | bytes]]) -> tuple[tuple[str, str], ...]:
+    """What goes out of headers of the program's; the server writes some itself."""
+    found = []
+    for pair in headers:
+        name, value = [each.decode("latin-1") if isinstance(each, bytes) else str(each) for each in pair]
+        if name.lower() in _OURS:
+            continue
+        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+            _log.warning("the header %r: %r cannot be sent: it is no header of HTTP", name, value)
+            continue
+        found.append((name, value))
+    return tuple(found)
 
 
 def piece(value: Any) -> bytes:
@@ -124,11 +162,17 @@ def piece(value: Any) -> bytes:
 
 
 def refusal(error: BaseException) -> Body | None:
-    """The answer for an exception that says its status; None for any other."""
+    """The answer for an exception that says its status; None for any other. Never raises."""
     status = getattr(error, "status_code", None)
-    if not isinstance(status, int):
+    if not isinstance(status, int) or status not in _STATUSES:
         return None
-    return Body(_json({"detail": getattr(error, "detail", str(error))}), _JSON, status)
+    detail = getattr(error, "detail", str(error))
+    try:
+        data = _json({"detail": detail})
+    except TypeError:
+        data = _json({"detail": str(detail).encode("utf-8", "replace").decode()})
+    headers = getattr(error, "headers", None)
+    return Body(data, _JSON, status, _carried(headers.items()) if isinstance(headers, Mapping) else ())
 
 
 def _json(value: Any) -> bytes:

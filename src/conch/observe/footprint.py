@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from conch.config.memory import RAM
+from conch.observe.gpu import Nvml
 
+_log = logging.getLogger("conch")
 _PROC: Final = Path("/proc")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 #: Process -> bytes by GPU, as `gpu:<n>`.
@@ -68,6 +71,9 @@ class Gauge:
 
     def __init__(self, gpus: Callable[[], GpuUse] | None = None) -> None:
         self._gpus = gpus
+        #: What was read of the GPUs last, and whether they cannot be read since.
+        self._last: GpuUse = {}
+        self._blind = False
 
     def server(self) -> dict[str, int]:
         """This process alone."""
@@ -84,7 +90,16 @@ class Gauge:
         return self.families([os.getpid()])[os.getpid()]
 
     def _gpu_use(self) -> GpuUse:
-        return {} if self._gpus is None else self._gpus()
+        if self._gpus is None:
+            return {}
+        try:
+            self._last = self._gpus()
+            self._blind = False
+        except Exception as error:  # noqa: BLE001  a driver may say anything, and the books are to be kept
+            if not self._blind:
+                _log.warning("what models take of GPUs cannot be read, what was read last counts: %s", error)
+            self._blind = True
+        return self._last
 
     def _sum(self, pids: Iterable[int], use: GpuUse) -> dict[str, int]:
         result = {RAM: 0}
@@ -95,25 +110,34 @@ class Gauge:
         return result
 
 
-def gpu_use(nvml: Any) -> GpuUse:
-    """What each process takes of each GPU; `nvml` is nvidia-ml-py's module, initialised."""
-    result: dict[int, dict[str, int]] = {}
-    for number in range(nvml.nvmlDeviceGetCount()):
-        handle = nvml.nvmlDeviceGetHandleByIndex(number)
-        for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle):
-            # In containers and under WDDM the driver does not say.
-            use = process.usedGpuMemory or 0
-            mine = result.setdefault(process.pid, {})
-            mine[f"gpu:{number}"] = mine.get(f"gpu:{number}", 0) + use
-    return result
+class GpuReader:
+    """What each process takes of each GPU, by the numbers that CUDA and configs know it by. Any thread."""
 
+    def __init__(self, nvml: Nvml) -> None:
+        self._nvml = nvml
+        self._untold = False
 
-def gpu_reader() -> Callable[[], GpuUse]:
-    """Raises ImportError without nvidia-ml-py, and OSError without a driver that it can talk to."""
-    import pynvml  # noqa: PLC0415  only where GPUs are counted
+    @property
+    def devices(self) -> frozenset[str]:
+        """The GPUs that are read."""
+        return frozenset([f"gpu:{number}" for number in self._nvml.devices])
 
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        raise OSError(str(error)) from error
-    return lambda: gpu_use(pynvml)
+    def __call__(self) -> GpuUse:
+        result: dict[int, dict[str, int]] = {}
+        for number, (name, handle) in self._nvml.devices.items():
+            for process in self._nvml.module.nvmlDeviceGetComputeRunningProcesses(handle):
+                use = process.usedGpuMemory
+                if use is None:
+                    self._tell(number, name)
+                mine = result.setdefault(process.pid, {})
+                mine[f"gpu:{number}"] = mine.get(f"gpu:{number}", 0) + (use or 0)
+        return result
+
+    def _tell(self, number: int, name: str) -> None:
+        """In some containers, with MIG and under WDDM the driver does not say."""
+        if not self._untold:
+            self._untold = True
+            _log.warning(
+                "the driver does not say what processes take of GPU %d (%s): models count there with what their "
+                "parameter conch_memory says, and else with nothing", number, name,
+            )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -21,6 +21,8 @@ BUCKETS: Final = (
 )  # fmt: skip
 _BUCKETS_NS: Final = tuple([1000 * end for end in BUCKETS])
 RESULTS: Final = ("success", "failure", "cancelled")
+#: So many labels of arms, and of shadows, are remembered of a name, unless its route has more.
+MOST_LABELS: Final = 256
 OUTCOMES: Final = ("matched", "mismatched", "error", "dropped", "skipped")
 
 
@@ -112,6 +114,17 @@ class RouteCounts:
 
     def shadow(self, label: str) -> ShadowCounts:
         return self.shadows.setdefault(label, ShadowCounts())
+
+    def forget(self, arms: Collection[str], shadows: Collection[str]) -> None:
+        """The route has these now: of others, those that came first are forgotten where there are too many."""
+        _shorten(self.arms, arms)
+        _shorten(self.shadows, shadows)
+
+
+def _shorten(counts: dict[str, C], kept: Collection[str]) -> None:
+    others = [label for label in counts if label not in kept]
+    for label in others[: max(0, len(counts) - MOST_LABELS)]:
+        del counts[label]
 
 
 def render(routes: Mapping[str, RouteCounts]) -> bytes:

@@ -137,9 +137,9 @@ class Triton:
         bound = Bound(message(model_name, takes, gives, config, len(functions)), program)
         if any(each.config.name == model_name for each in self._bound):
             raise PyTritonInvalidOperationError(f"model '{model_name}' is bound already")
-        self._bound.append(bound)
         if self._server is not None:
             self._server.add(bound)
+        self._bound.append(bound)
 
     def run(self) -> None:
         """Start to serve and go on; nothing happens when it does already."""

@@ -75,6 +75,8 @@ class _Trial:
         self._new = new
         self._end = clock() + round(gate.seconds * 1e9)
         self._compared = 0
+        #: How many of the compared requests the new version fails.
+        self._failures = 0
         self._differences: list[str] = []
         self._latencies: tuple[list[int], list[int]] = ([], [])
 
@@ -106,9 +108,15 @@ class _Trial:
                 f"{self._old.version} that serves, {allowed} may be: {'; '.join(found[:_SHOWN])}{more}",
                 "load it with the parameter skip_gate if that is what you want",
             )
+        if self._compared and self._failures == self._compared:
+            raise invalid(
+                f"{name} fails all {self._compared} recent requests that version {self._old.version} that serves "
+                f"answers: {'; '.join(found[:_SHOWN])}",
+                "load it with the parameter skip_gate if that is what you want",
+            )
         before, after = self._latencies
         factor = self._gate.latency_factor
-        if factor is not None and len(before) >= _FEWEST:
+        if factor is not None and min(len(before), len(after)) >= _FEWEST:
             usual, now = statistics.median(before), statistics.median(after)
             if now > factor * usual:
                 raise invalid(
@@ -127,6 +135,7 @@ class _Trial:
         self._compared += 1
         which = f"request {number + 1} of {count}" + (f" (id '{seen.id}')" if seen.id else "")
         if isinstance(after, InferError):
+            self._failures += 1
             self._differences.append(f"{which}: it fails with {after}")
             return
         difference = compare(self._chosen(before), self._chosen(after), self._gate.tolerance)

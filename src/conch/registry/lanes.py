@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 
 from conch.registry.promises import promise, settle
+from conch.registry.threads import Threads
 from conch.types.error import unavailable
 
 Work = Callable[[], None]
@@ -27,7 +28,7 @@ class Lanes:
     """A lane exists while it has work. Any thread may call."""
 
     def __init__(self, threads: int) -> None:
-        self._pool = ThreadPoolExecutor(threads, "conch-load")
+        self.threads = Threads(threads, "conch-load")
         self._lock = threading.Lock()
         #: Lane -> the work that waits behind the one in progress.
         self._waiting: dict[str, deque[_Item]] = {}
@@ -53,7 +54,7 @@ class Lanes:
                     self._waiting[lane].append(item)
                 else:
                     self._waiting[lane] = deque()
-                    self._pool.submit(self._run, lane, item)
+                    self.threads.submit(self._run, lane, item)
         return [item.future for item in items]
 
     def busy(self) -> int:
@@ -70,7 +71,7 @@ class Lanes:
                 lane.clear()
         for future in waiting:
             future.set_exception(unavailable("Server exiting"))
-        self._pool.shutdown(wait=False)
+        self.threads.end()
 
     def _run(self, lane: str, item: _Item | None) -> None:
         while item is not None:
@@ -92,7 +93,7 @@ class Lanes:
         item = self._next(lane)
         while item is not None:
             try:
-                self._pool.submit(self._run, lane, item)
+                self.threads.submit(self._run, lane, item)
             except RuntimeError:
                 item.future.set_exception(unavailable("Server exiting"))
                 item = self._next(lane)

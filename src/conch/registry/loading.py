@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from conch.observe.loads import Loads
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.registry.crew import Change
-from conch.registry.failure import as_infer_error, tell, with_hint
+from conch.registry.failure import as_infer_error, with_hint
 from conch.registry.lease import Lease
 from conch.registry.lifecycle import Key, Plan
+from conch.registry.outcomes import Gate, let_through, outcome_of, rejected_by
 from conch.registry.roster import Arrival, Roster
 from conch.registry.served import ServedVersion
+from conch.registry.threads import Threads
 from conch.repository.api import ModelStore, StoredModel
 from conch.repository.override import PREFIX
 from conch.repository.versions import select
@@ -40,15 +42,6 @@ class VersionLoader(Protocol):
     ) -> ServedVersion: ...
 
 
-class Gate(Protocol):
-    def __call__(self, new: ServedVersion, old: ServedVersion, /) -> None:
-        """Raises InferError where `new` must not take over from `old`. Blocking."""
-
-
-def _let_through(new: ServedVersion, old: ServedVersion, /) -> None:
-    """Without a gate."""
-
-
 class Loading:
     """Carries loads out. Calls for one model must not overlap; calls for different models may."""
 
@@ -64,12 +57,12 @@ class Loading:
     ) -> None:
         #: What became of the loads.
         self.loads = loads or Loads()
-        self._gate = gate or _let_through
+        self._gate = gate or let_through
         self._store = store
         self._prepare = prepare
         self._loader = loader
         self._roster = roster
-        self._pool = ThreadPoolExecutor(max(1, threads), "conch-version")
+        self.threads = Threads(max(1, threads), "conch-version")
 
     def carry_out(
         self,
@@ -104,10 +97,9 @@ class Loading:
             made, changes = self._load_versions(stored, config, todo, wanted, lease, load or self._loader.load, gated)
         except BaseException as raised:
             self.loads.failed(name, rejected=isinstance(raised, RejectedError))
-            raise
-        finally:
             lease.drop()
-        return Ready(Arrival(name, todo, made, stored.versions), changes, stored.served)
+            raise
+        return Ready(Arrival(name, todo, made, stored.versions), changes, stored.served, lease)
 
     def commit(self, loads: Sequence[Ready]) -> None:
         """Swap all of them in one step."""
@@ -121,16 +113,19 @@ class Loading:
             elif each.changes:
                 log.info("successfully changed the instances of '%s'", each.arrival.name)
             self.loads.succeeded(each.arrival.name)
+        for each in loads:
+            each.lease.drop()
 
     def discard(self, load: Ready, why: str) -> None:
         """It is not wanted any more: what served goes on serving."""
         for change in load.changes:
             change.cancel()
         self._roster.failed(load.arrival.name, load.arrival.todo, load.arrival.made.values(), {}, why)
+        load.lease.drop()
 
     def end(self) -> None:
         """Versions that have not begun to load never will."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self.threads.end(cancel=True)
 
     def read(self, name: str, parameters: Mapping[str, str | bytes]) -> tuple[StoredModel, ModelConfig]:
         try:
@@ -228,27 +223,27 @@ class Loading:
             log.info("loading: %s:%d", name, number)
             lease.hold()
             try:
-                futures[number] = self._pool.submit(load, config, stored, number, wanted[number], lease.drop)
+                futures[number] = self.threads.submit(load, config, stored, number, wanted[number], lease.drop)
             except RuntimeError:
                 lease.drop()
                 reasons[number] = unavailable("Server exiting")
         serving = self._roster.table.versions(name)
         for number in todo.change:
             try:
-                changing[number] = self._pool.submit(serving[number].change, config, wanted[number])
+                changing[number] = self.threads.submit(serving[number].change, config, wanted[number])
             except (RuntimeError, KeyError):
                 reasons[number] = unavailable("Server exiting")
         for number, future in futures.items():
-            served = _outcome(future, f"failed to load '{name}' version {number}", number, reasons)
+            served = outcome_of(future, f"failed to load '{name}' version {number}", number, reasons)
             if served is None:
                 lease.drop()
             else:
                 made[number] = served
         for number, coming in changing.items():
-            change = _outcome(coming, f"failed to change the instances of '{name}' version {number}", number, reasons)
+            change = outcome_of(coming, f"failed to change the instances of '{name}' version {number}", number, reasons)
             if change is not None:
                 changes.append(change)
-        rejected = self._rejected(name, made, serving) if gated and not reasons else {}
+        rejected = rejected_by(self._gate, name, made, serving) if gated and not reasons else {}
         reasons.update(rejected)
         if not reasons:
             return made, changes
@@ -264,35 +259,6 @@ class Loading:
         failed = RejectedError if rejected else InferError
         raise failed(Code.INVALID_ARG, f"load failed for model '{name}': {''.join(parts)}\n", hints)
 
-    def _rejected(
-        self, name: str, made: Mapping[int, ServedVersion], serving: Mapping[int, ServedVersion]
-    ) -> dict[int, InferError]:
-        """Those that must not take over from what serves, and why."""
-        reasons: dict[int, InferError] = {}
-        for number, served in made.items() if serving else ():
-            try:
-                self._gate(served, serving.get(number) or serving[max(serving)])
-            except InferError as error:
-                reasons[number] = error
-                text = with_hint(f"the gate of '{name}' keeps version {number} out: {error}", error.hint)
-                log.error("%s", text)  # noqa: TRY400
-        return reasons
-
-
-_Made = TypeVar("_Made")
-
-
-def _outcome(future: Future[_Made], what: str, number: int, reasons: dict[int, InferError]) -> _Made | None:
-    """What was made; None where that failed, and then `reasons` has why."""
-    try:
-        return future.result()
-    except CancelledError:
-        reasons[number] = unavailable("Server exiting")
-    except BaseException as raised:  # noqa: BLE001  a model's code may raise anything
-        error = reasons[number] = as_infer_error(raised)
-        tell(log, f"{what}: {error}", error.hint)
-    return None
-
 
 @dataclass(frozen=True, slots=True)
 class Ready:
@@ -302,6 +268,8 @@ class Ready:
     changes: Sequence[Change]
     #: Tells where the files came from that they serve.
     served: Callable[[], None]
+    #: Keeps the files until it is decided, even where no version needs them: it is the load itself that ends then.
+    lease: Lease
 
 
 class RejectedError(InferError):

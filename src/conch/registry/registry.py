@@ -14,7 +14,8 @@ from conch.registry.assembly import Assembly
 from conch.registry.ensembles import EnsembleLoader
 from conch.registry.lanes import Lanes
 from conch.registry.load import Batch
-from conch.registry.loading import Gate, Loading, Prepare, VersionLoader
+from conch.registry.loading import Loading, Prepare, VersionLoader
+from conch.registry.outcomes import Gate
 from conch.registry.reaper import Post, Reaper
 from conch.registry.roster import Roster
 from conch.registry.served import ServedVersion
@@ -134,6 +135,11 @@ class Registry:
             for each in self._identities(name, self._store.names()) if self._namespaces else [name]:
                 asked[each] = parameters
         return self._assembly.load_group(asked)
+
+    def lend(self, until: Future[None]) -> None:
+        """A model waits for this load or unload, maybe in a thread of its own load: it has threads to itself."""
+        self._lanes.threads.lend(until)
+        self._loading.threads.lend(until)
 
     def renew(self) -> None:
         """Something else changed by which requests find their versions: all forms are to be prepared again."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 from weakref import WeakValueDictionary
 
+from conch.config.gpus import Gpu
 from conch.config.memory import RAM, MemoryWish, memory_wish
-from conch.observe.footprint import Gauge, GpuUse, gpu_reader
+from conch.observe.footprint import Gauge, GpuReader
+from conch.observe.gpu import open_nvml
 from conch.observe.stats import ModelStats
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.registry.budget import Budget
@@ -128,13 +130,14 @@ class Residency:
 
 
 def open_residency(
-    loader: Halves, limit: Amounts, post: Post, later: Later, loads: int = 4
+    loader: Halves, limit: Amounts, post: Post, later: Later, loads: int = 4, gpus: Sequence[Gpu] = ()
 ) -> tuple[Residency, Steward]:
     """What loads versions, and what keeps the books: it is to be stopped before the registry, and closed after it.
 
-    `limit` is `--memory-budget`. Raises InferError where it names GPUs that cannot be measured.
+    `limit` is `--memory-budget`, `gpus` are those that models may use. Raises InferError where the limit names GPUs
+    that cannot be measured.
     """
-    gauge = Gauge(_gpus(limit))
+    gauge = Gauge(_gpus(limit, gpus))
     loads = max(_LOADS, loads)
     steward = Steward(Budget(limit, loads), gauge, loads)
 
@@ -145,17 +148,23 @@ def open_residency(
     return Residency(loader, steward, gauge, sleeper, limited=bool(limit)), steward
 
 
-def _gpus(limit: Amounts) -> Callable[[], GpuUse] | None:
-    if not limit.keys() - {RAM}:
+def _gpus(limit: Amounts, gpus: Sequence[Gpu]) -> GpuReader | None:
+    named = limit.keys() - {RAM}
+    if not named:
         return None
     try:
-        return gpu_reader()
-    except (ImportError, OSError) as error:
+        reader = GpuReader(open_nvml(gpus))
+    except LookupError as error:
         raise invalid(
-            f"--memory-budget names {', '.join(sorted(limit.keys() - {RAM}))}, and what models take there cannot be "
-            f"measured: {error}",
+            f"--memory-budget names {', '.join(sorted(named))}, and what models take there cannot be measured: {error}",
             "install nvidia-ml-py (the extra 'gpu') beside NVIDIA's driver, or give RAM alone",
         ) from error
+    for device in sorted(named - reader.devices):
+        _log.warning(
+            "--memory-budget=%s=... has no effect: there is no such GPU for models, there are: %s",
+            device, ", ".join(sorted(reader.devices)) or "none",
+        )  # fmt: skip
+    return reader
 
 
 def _size(folder: Path) -> dict[str, int]:

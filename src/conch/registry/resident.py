@@ -10,11 +10,12 @@ from typing import Final, NoReturn, Protocol
 from conch.backend.api import Housed, Placement
 from conch.memory.thrift import THRIFT
 from conch.memory.trim import trim
+from conch.registry.failure import as_infer_error
 from conch.registry.loader import Outline
 from conch.registry.served import ServedVersion
 from conch.registry.sleeper import Sleeper
 from conch.registry.tenant import Amounts, Tenant, larger, less, total
-from conch.types.error import InferError, internal
+from conch.types.error import internal
 
 #: How often to look whether the last request is answered, in seconds: soon at first.
 _SHORTEST, _LONGEST = 0.001, 0.02
@@ -67,8 +68,9 @@ class Resident:
         raise internal("the instances of a model that can sleep are made when it is woken")
 
     def ready(self) -> bool:
+        """One that sleeps answers as soon as it is asked, unless it could not be loaded a moment ago."""
         inner = self._inner
-        return not self._trouble if inner is None else inner.ready()
+        return not self.sleeper.refusing() if inner is None else inner.ready()
 
     @property
     def note(self) -> str:
@@ -106,22 +108,26 @@ class Resident:
         with self._moving:
             if self._closed:
                 return None
-            before = self._gauge.server()
             try:
+                before = self._gauge.server()
                 self._inner = self._open(self.outline, _nothing)
-            except InferError as error:
-                self._trouble = str(error)
+                takes = self._first = self._weigh(before)
+            except BaseException as raised:
+                self._trouble = str(as_infer_error(raised))
+                # It may be loaded, and who asked believes that it is not.
+                self._shut()
                 raise
             self._trouble = ""
-            heads = self.processes()
-            self.tenant.shares = not heads
-            if heads:
-                takes: Amounts = total(self._gauge.families(heads).values())
-            else:
-                grown = less(self._gauge.server(), before)
-                takes = larger({device: max(0, size) for device, size in grown.items()}, self.tenant.sure)
-            self._first = takes
             return takes
+
+    def _weigh(self, before: Amounts) -> Amounts:
+        """What it takes that has just been loaded; `before` is what the server took without it."""
+        heads = self.processes()
+        self.tenant.shares = not heads
+        if heads:
+            return total(self._gauge.families(heads).values())
+        grown = less(self._gauge.server(), before)
+        return larger({device: max(0, size) for device, size in grown.items()}, self.tenant.sure)
 
     def doze(self) -> Amounts:
         """Answer what is in flight, then free everything; what it took at most. Its gate is closed."""
@@ -130,9 +136,11 @@ class Resident:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST)
         with self._moving:
-            heads = self.processes()
-            takes = total(self._gauge.families(heads).values()) if heads else self.tenant.takes
-            self._shut()
+            try:
+                heads = self.processes()
+                takes = total(self._gauge.families(heads).values()) if heads else self.tenant.takes
+            finally:
+                self._shut()
         return larger(takes, self._first)
 
     def _shut(self) -> None:

@@ -128,6 +128,11 @@ class Sleeper:
             inflight = waiting + self._moving + (0 if behind is None else behind.inflight())
         return inflight > 0 or self.sequences() > 0
 
+    def refusing(self) -> bool:
+        """Whether whoever comes now is refused, since a load has just failed."""
+        trouble = self._trouble
+        return trouble is not None and self._clock() < trouble[1]
+
     def open_gate(self, scheduler: Scheduler | None = None) -> None:
         """Let in what waits, and whatever comes; to `scheduler`, or to that which there is."""
         with self._lock:
@@ -235,13 +240,16 @@ class Sleeper:
                 going, self._waiting = self._waiting, deque()
                 self._moving += len(going)
             for request in going:
-                waits_since = request.queued_ns
+                waits_since, expires = request.queued_ns, request.expires_ns
+                # The time in the queue does not begin anew: what is left of it is what the request still has.
+                request.expires_ns = request.deadline_ns
                 try:
                     behind.submit(request)
                 except InferError as error:
                     request.sink.fail(request, error)
                 else:
                     request.queued_ns = waits_since
+                request.expires_ns = expires
                 with self._lock:
                     self._moving -= 1
         if stopped:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import queue
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +11,7 @@ from functools import partial
 from conch.config.memory import amount
 from conch.observe.memory_page import ModelMemory, render
 from conch.registry.budget import Budget
+from conch.registry.desk import Desk
 from conch.registry.failure import as_infer_error
 from conch.registry.resident import Gauge, Resident
 from conch.registry.scales import WATCHING, Scales
@@ -35,52 +34,52 @@ class Steward:
     ) -> None:
         self.budget = budget
         self._clock = clock
-        self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._desk = Desk("conch-memory", self._pause, self._look, "the memory budget could not be looked after")
         self._residents: dict[Tenant, Resident] = {}
         #: First loads that wait until there is room for them.
         self._admissions: dict[Tenant, Future[None]] = {}
         self._failures: dict[Tenant, int] = {}
         self._loads = ThreadPoolExecutor(threads, "conch-wake")
         self._sleeps = ThreadPoolExecutor(8, "conch-sleep")
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._stopping = self._ended = False
+        self._stopping = False
         self._scales = Scales(budget, gauge, clock)
+        #: Whether the last measurement failed.
+        self._blind = False
 
     # ---- first loads; blocking
 
     def admit(self, tenant: Tenant) -> None:
         """Returns when there is room. Raises InferError."""
         future: Future[None] = Future()
-        self._say(partial(self._admit, tenant, future))
+        self._desk.ask(partial(self._admit, tenant, future), future)
         future.result()
 
     def settle(self, resident: Resident, takes: Amounts | None) -> InferError | None:
         """An admitted model is loaded and takes this much; None: it is to be loaded on demand. Returns why it cannot
         stay; then it is to be closed."""
         future: Future[InferError | None] = Future()
-        self._say(partial(self._settle, resident, takes, future))
+        self._desk.ask(partial(self._settle, resident, takes, future), future)
         return future.result()
 
     # ---- any thread, without delay
 
     def call(self, tenant: Tenant) -> None:
         """Somebody waits for it."""
-        self._say(lambda: self.budget.want(tenant, self._clock()))
+        self._desk.say(lambda: self.budget.want(tenant, self._clock()))
 
     def gone(self, tenant: Tenant) -> None:
         """It is closed, or its first load has failed."""
-        self._say(partial(self._remove, tenant))
+        self._desk.say(partial(self._remove, tenant))
 
     def stop(self) -> None:
         """First loads that still wait never begin."""
         self._stopping = True
-        self._say(self._refuse_admissions)
+        self._desk.say(self._refuse_admissions)
 
     def close(self) -> None:
         """After everything is closed."""
-        self._ended = True
-        self._say(self._refuse_admissions)
+        self.stop()
+        self._desk.close()
         self._loads.shutdown(wait=False, cancel_futures=True)
         self._sleeps.shutdown(wait=False, cancel_futures=True)
 
@@ -103,29 +102,6 @@ class Steward:
 
     # ---- the thread
 
-    def _say(self, word: Callable[[], object]) -> None:
-        self._inbox.put(word)
-        if self._thread is None:
-            with self._lock:
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="conch-memory", daemon=True)
-                    self._thread.start()
-
-    def _run(self) -> None:
-        while not self._ended:
-            try:
-                word = self._inbox.get(timeout=self._pause())
-                while True:
-                    word()
-                    word = self._inbox.get_nowait()
-            except queue.Empty:
-                """All has been heard."""
-            try:
-                self._look()
-            except Exception:  # noqa: BLE001
-                # The books must be kept, whatever happens: requests wait.
-                _log.exception("the memory budget could not be looked after")
-
     def _pause(self) -> float:
         pause, now = _RESTING, self._clock()
         for tenant in self.budget:
@@ -142,8 +118,19 @@ class Steward:
         for tenant, resident in self._residents.items():
             tenant.last_used = max(tenant.last_used, resident.sleeper.used_ns / 1e9)
         if self.budget.limit:
-            self._scales.look(now, self._residents)
+            self._measure(now)
         self._carry_out(self.budget.decide(now, self._busy))
+
+    def _measure(self, now: float) -> None:
+        """What cannot be measured keeps nobody waiting: the books stay as they are."""
+        try:
+            self._scales.look(now, self._residents)
+        except Exception:  # noqa: BLE001
+            if not self._blind:
+                _log.exception("what models take could not be measured, what was measured last counts")
+            self._blind = True
+        else:
+            self._blind = False
 
     def _busy(self, tenant: Tenant) -> bool:
         resident = self._residents.get(tenant)
@@ -173,7 +160,7 @@ class Steward:
     # ---- what is said
 
     def _admit(self, tenant: Tenant, future: Future[None]) -> None:
-        if self._stopping or self._ended:
+        if self._stopping:
             future.set_exception(unavailable("Server exiting"))
             return
         self._admissions[tenant] = future
@@ -250,9 +237,9 @@ class Steward:
         try:
             takes = resident.wake()
         except BaseException as raised:  # noqa: BLE001  a model's code may raise anything
-            self._say(partial(self._lost, resident, as_infer_error(raised)))
+            self._desk.say(partial(self._lost, resident, as_infer_error(raised)))
         else:
-            self._say(partial(self._woken, resident, takes, self._clock() - begun))
+            self._desk.say(partial(self._woken, resident, takes, self._clock() - begun))
 
     def _sleep(self, tenant: Tenant, resident: Resident) -> None:
         takes = tenant.takes
@@ -261,7 +248,7 @@ class Steward:
         except BaseException:  # noqa: BLE001
             # Foreign code; the model is gone either way.
             _log.exception("failed to close '%s'", tenant.name)
-        self._say(partial(self._slept, resident, takes))
+        self._desk.say(partial(self._slept, resident, takes))
 
 
 def _shown(takes: Amounts) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 
 from conch.registry.served import ServedVersion
@@ -31,8 +32,16 @@ def elders_of(version: object) -> Sequence[ServedVersion]:
     """The versions before this one that may still have sequences, the last one first."""
     if not isinstance(version, ServedVersion) or not version.elders:
         return ()
-    version.elders = [each for each in version.elders if not each.closed]
-    return version.elders
+    known = version.elders
+    found = []
+    for each in tuple(known):
+        if not each.closed:
+            found.append(each)
+            continue
+        # From this list alone: a swap in another thread may just have given the version another one.
+        with contextlib.suppress(ValueError):
+            known.remove(each)
+    return found
 
 
 def keeps_sequences(version: ServedVersion) -> bool:

@@ -188,7 +188,7 @@ class Bucket:
             if filesystem is None:
                 credential = self._credential(self.url)
                 # Kept, so that an old one is not shown either.
-                self._secrets += credential.secrets()
+                self._secrets += [each for each in credential.secrets() if each not in self._secrets]
                 filesystem = self._connect(credential)
                 with self._lock:
                     self._filesystem = filesystem
@@ -217,8 +217,10 @@ class Bucket:
 
     def _reason(self, error: BaseException) -> str:
         text = " ".join(str(error).split()) or type(error).__name__
-        for secret in [*self._secrets, self.url.text]:
-            text = text.replace(secret, "***" if secret != self.url.text else str(self.url))
+        text = text.replace(self.url.text, str(self.url))
+        for secret in [*self._secrets, self.url.query]:
+            # Errors of libraries name requests, with the signature and without our URL.
+            text = text.replace(secret, "***") if secret else text
         return text if len(text) <= 300 else f"{text[:300]}..."
 
 

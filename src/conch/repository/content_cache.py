@@ -108,12 +108,13 @@ class ContentCache:
         return directory, remove
 
     def link(self, key: str, target: Path) -> None:
-        """Put the file at `target`. Raises FileNotFoundError when it is gone, which another server may cause."""
+        """Put the file at `target`, where nothing may be. Raises FileNotFoundError when it is gone, which another
+        server may cause, and OSError."""
         path = self._path(key)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             target.hardlink_to(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError):
             raise
         except OSError:
             # File systems without hard links, or a file with all the links it can have.
@@ -164,14 +165,35 @@ class ContentCache:
             if owner not in (os.geteuid(), 0):
                 # Models are code: whoever owns the folder could run theirs.
                 raise PermissionError(1, f"it belongs to another user ({owner})")
-            self._sweep()
-            handle, name = tempfile.mkstemp(dir=self._views, suffix=".lock")
+            with self._alone():
+                self._sweep()
+                self._mine = self._settle()
+            return self._mine
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Within the block no other server sweeps or settles: one that has made its lock file and not locked it yet
+        looks like a dead one."""
+        handle = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    def _settle(self) -> Path:
+        """A folder of views of this server's own; raises OSError, and then nothing is left of it."""
+        handle, name = tempfile.mkstemp(dir=self._views, suffix=".lock")
+        try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._lock_file = handle
             mine = Path(name.removesuffix(".lock"))
             mine.mkdir(mode=_OURS_ALONE)
-            self._mine = mine
-            return mine
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            os.close(handle)
+            raise
+        self._lock_file = handle
+        return mine
 
     def _sweep(self) -> None:
         """Views and partial files of servers that have died."""

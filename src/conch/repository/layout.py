@@ -103,7 +103,8 @@ def layout(files: Iterable[RemoteFile], config_name: str = "") -> Layout:
 
 
 def _hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__pycache__"
+    # Keys such as `m//x` have names without a letter; what follows would be taken for a path from the root.
+    return not name or name.startswith(".") or name == "__pycache__"
 
 
 def _stamp(files: Iterable[RemoteFile], root: str = "") -> str:

@@ -161,12 +161,27 @@ class RemoteStore:
                 for number in found.versions:
                     (directory / str(number)).mkdir(exist_ok=True)
                 for path, key in keys.items():
-                    self._cache.link(key, directory / path)
+                    self._link(key, directory, path)
                 return self._stored(name, directory, found, text if config is None else config, remove,
                                     overridden=config is not None)  # fmt: skip
             except BaseException:
                 remove()
                 raise
+
+    def _link(self, key: str, directory: Path, path: str) -> None:
+        """Raises FileNotFoundError, see `ContentCache.link`, and InferError."""
+        try:
+            self._cache.link(key, directory / override.inside(path))
+        except (FileExistsError, NotADirectoryError) as error:
+            raise invalid(
+                f"failed to read model '{directory.name}' from {self.url}: its files do not form a folder, '{path}' "
+                "lies where another file is",
+                "delete one of them",
+            ) from error
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise self._cache.refusal(error) from error
 
     def _stored(
         self, name: str, directory: Path, found: Layout, text: str | None, remove: Callable[[], None], *,

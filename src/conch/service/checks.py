@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conch.types.dtype import BY_NAME, BYTES
 from conch.types.error import InferError, invalid, unsupported
-from conch.types.model import ModelSpec, TensorSpec, carry_shape
+from conch.types.model import ModelSpec, TensorSpec, carry_shape, shape_text
 from conch.types.request import InputHead, Parameter, RequestHead, id_prefix
 from conch.types.tensor import Buffer
 
@@ -47,11 +46,6 @@ class Steering:
     correlation_id: int | str
     flags: int
     parameters: dict[str, Parameter] | None
-
-
-def shape_text(shape: Sequence[int]) -> str:
-    """`[1,2,-1]`, as Triton prints shapes."""
-    return "[" + ",".join([str(size) for size in shape]) + "]"
 
 
 def check_outputs(spec: ModelSpec, head: RequestHead) -> None:

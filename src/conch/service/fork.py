@@ -130,7 +130,13 @@ class Fork:
 
     def _way(self, version: Version, label: str, counts: ArmCounts, id: str) -> _Way:
         form = self._form
-        return _Way(self._prepare(version, _arm_head(form.head, version, id)), label, counts, form.order)
+        try:
+            prepared = self._prepare(version, _arm_head(form.head, version, id))
+        except InferError as error:
+            # The arm cannot answer, as if it had been asked.
+            counts.failed(error)
+            raise
+        return _Way(prepared, label, counts, form.order)
 
     def _follow(self, sequence: int | str, flags: int, id: str) -> _Way:
         """The way to where the sequence is; one that begins may go anywhere."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 
 from conch.pb.model_config_pb2 import ModelConfig
@@ -15,11 +15,13 @@ class Models:
 
     _data: DataPlane
     _control: ControlPlane
+    _lend: Callable[[Future[None]], None]
 
-    def join(self, data: DataPlane, control: ControlPlane) -> None:
-        """Before the first model is loaded."""
+    def join(self, data: DataPlane, control: ControlPlane, lend: Callable[[Future[None]], None]) -> None:
+        """Before the first model is loaded. `lend` is told of what a model waits for, see `Registry.lend`."""
         self._data = data
         self._control = control
+        self._lend = lend
 
     @property
     def generation(self) -> int:
@@ -38,7 +40,11 @@ class Models:
         return self._data.config(name, version)
 
     def load(self, name: str, parameters: Mapping[str, str | bytes], /) -> Future[None]:
-        return self._control.load(name, parameters)
+        return self._lent(self._control.load(name, parameters))
 
     def unload(self, name: str, unload_dependents: bool, /) -> Future[None]:
-        return self._control.unload(name, unload_dependents)
+        return self._lent(self._control.unload(name, unload_dependents))
+
+    def _lent(self, future: Future[None]) -> Future[None]:
+        self._lend(future)
+        return future

@@ -72,6 +72,7 @@ class Traffic:
             if generation != self._generation:
                 self._known = {}
                 self._generation = generation
+                self._forget()
             route, _ = self._route(name)
             found = None if route is None else self._at_work(name, route)
             if found is not None:
@@ -123,8 +124,7 @@ class Traffic:
             del self._set[name]
             self._changed()
             if self.find(name) is None:
-                self._counts.pop(name, None)
-                self._pins.pop(name, None)
+                self._drop(name)
         _log.info("traffic route of '%s' deleted by request", name)
 
     def counts(self) -> Mapping[str, RouteCounts]:
@@ -166,7 +166,18 @@ class Traffic:
             counts = self._counts.setdefault(name, RouteCounts())
             pins = self._pins.setdefault(name, Pins())
             routed = self._routed[name] = Routed(name, route, self._registry, self._comparer, counts, pins)
+            counts.forget([arm.label for arm in routed.arms], [shadow.label for shadow in routed.shadows])
         return routed
+
+    def _forget(self) -> None:
+        """Models that were routed by their configs may be gone, and nobody asks for their names again."""
+        for name in list(self._counts):
+            if name not in self._set and name not in self._files and self._route(name)[0] is None:
+                self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        for known in (self._routed, self._counts, self._pins):
+            known.pop(name, None)
 
     def _all(self) -> list[Routed]:
         names = {*self._set, *self._files}

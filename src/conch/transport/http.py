@@ -28,7 +28,7 @@ from conch.transport.http1 import Connection, head_of
 from conch.transport.http_memory import MemoryRoutes
 from conch.transport.http_settings import SettingsEndpoints
 from conch.transport.http_traffic import TrafficEndpoints
-from conch.transport.listener import Listener
+from conch.transport.listener import HttpFace, Listener
 from conch.transport.question import HeadReader, Question
 from conch.transport.tls import Certificates
 from conch.types.error import Code, InferError, not_found, unsupported
@@ -48,7 +48,7 @@ _NOT_LIVE: Final = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nContent-Ty
 _EMPTY_JSON: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 0\r\n"
 
 
-class HttpTransport:
+class HttpTransport(HttpFace):
     """Implements `transport.api.Transport`. Make it and call it on the event loop's thread."""
 
     title = "HTTPService"
@@ -111,24 +111,8 @@ class HttpTransport:
             **MemoryRoutes(regions).answers(),
         }
 
-    @property
-    def port(self) -> int:
-        return self._listener.port
-
-    async def start(self) -> None:
-        await self._listener.start()
-
-    def stop_accepting(self) -> None:
-        self._listener.stop_accepting()
-
-    def connections(self) -> int:
-        return self._listener.connections()
-
-    def inflight(self) -> int:
-        return self._listener.inflight()
-
     async def close(self) -> None:
-        await self._listener.close()
+        await super().close()
         self._coder.close()
 
     # ---- requests

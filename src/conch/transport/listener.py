@@ -112,6 +112,31 @@ class Listener:
         self._plan_sweep(loop)
 
 
+class HttpFace:
+    """What every `transport.api.Transport` over a `Listener` leaves to it."""
+
+    _listener: Listener
+
+    @property
+    def port(self) -> int:
+        return self._listener.port
+
+    async def start(self) -> None:
+        await self._listener.start()
+
+    def stop_accepting(self) -> None:
+        self._listener.stop_accepting()
+
+    def connections(self) -> int:
+        return self._listener.connections()
+
+    def inflight(self) -> int:
+        return self._listener.inflight()
+
+    async def close(self) -> None:
+        await self._listener.close()
+
+
 def listen(address: str, port: int, *, reuse_port: bool) -> socket.socket:
     """A bound TCP socket; an empty `address` is every one. Raises OSError, in Triton's words when it is taken."""
     try:

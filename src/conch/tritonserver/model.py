@@ -35,9 +35,8 @@ class Model:
         request = inference_request or self.create_request(**kwargs)
         inputs, parameters = request.arguments()
         with triton_errors():
-            decoupled = self._decoupled()
             answers = self._model.stream(inputs, parameters=parameters, id=request.request_id or "")
-        return ResponseIterator(request, answers, decoupled=decoupled, raise_on_error=raise_on_error)
+        return ResponseIterator(request, answers, raise_on_error)
 
     def async_infer(
         self, inference_request: InferenceRequest | None = None, raise_on_error: bool = True, **kwargs: Any
@@ -45,9 +44,8 @@ class Model:
         request = inference_request or self.create_request(**kwargs)
         inputs, parameters = request.arguments()
         with triton_errors():
-            decoupled = self._decoupled()
             answers = self._model.stream_async(inputs, parameters=parameters, id=request.request_id or "")
-        return AsyncResponseIterator(request, answers, decoupled=decoupled, raise_on_error=raise_on_error)
+        return AsyncResponseIterator(request, answers, raise_on_error)
 
     def ready(self) -> bool:
         return self._model.ready()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import queue
-from collections.abc import AsyncIterator, Iterator
+import threading
+import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from conch.library import Answer
-from conch.tritonserver.errors import TritonError, as_triton
+from conch.tritonserver.errors import InvalidArgumentError, TritonError, as_triton
 from conch.tritonserver.tensor import Tensor
 from conch.types.error import InferError
 
 if TYPE_CHECKING:
+    from conch.library.stream import AsyncStream, Stream
     from conch.tritonserver.model import Model
 
 #: Bits of `flags`.
@@ -33,7 +37,7 @@ class InferenceRequest:
     parameters: dict[str, str | int | bool] = field(default_factory=dict)
     #: Answers are in the host's memory, whatever is asked for.
     output_memory_type: Any = None
-    #: A queue that every response is put into as well.
+    #: A queue that every response is put into as well, as it comes: of threads, for `async_infer` of asyncio.
     response_queue: Any = None
 
     def arguments(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -65,14 +69,22 @@ class InferenceResponse:
 class ResponseIterator:
     """The responses to a request; the last one is `final`, of decoupled models one without outputs."""
 
-    def __init__(
-        self, request: InferenceRequest, answers: Iterator[Answer], *, decoupled: bool, raise_on_error: bool
-    ) -> None:
+    def __init__(self, request: InferenceRequest, answers: Stream, raise_on_error: bool) -> None:
         self._request = request
         self._answers = answers
-        self._decoupled = decoupled
         self._raises = raise_on_error
         self._ended = False
+        #: What went into the request's queue.
+        self._copies: queue.SimpleQueue[InferenceResponse] | None = None
+        if request.response_queue is not None:
+            if isinstance(request.response_queue, asyncio.Queue):
+                raise InvalidArgumentError(
+                    "response_queue is an asyncio.Queue, which infer() cannot fill: expected a queue.SimpleQueue or "
+                    "queue.Queue, or use async_infer()"
+                )
+            self._copies = queue.SimpleQueue()
+            work = (request, answers, weakref.ref(self._copies))
+            threading.Thread(target=_copy, args=work, name="conch-responses", daemon=True).start()
 
     def __iter__(self) -> Self:
         return self
@@ -80,32 +92,30 @@ class ResponseIterator:
     def __next__(self) -> InferenceResponse:
         if self._ended:
             raise StopIteration
-        try:
-            response = read(self._request, next(self._answers, None), self._decoupled)
-        except InferError as error:
-            response = failed(self._request, error)
-        self._ended = response.final
-        return deliver(self._request, response, self._raises)
+        response = _next(self._request, self._answers) if self._copies is None else self._copies.get()
+        self._ended = self._ended or response.final
+        return _raised(response) if self._raises else response
 
     def cancel(self) -> None:
-        """Nobody waits for more."""
+        """Nobody waits for more; in the request's queue the final response says so."""
         self._ended = True
-        close = getattr(self._answers, "close", None)
-        if close is not None:
-            close()
+        self._answers.close()
 
 
 class AsyncResponseIterator:
     """As `ResponseIterator`, for an event loop."""
 
-    def __init__(
-        self, request: InferenceRequest, answers: AsyncIterator[Answer], *, decoupled: bool, raise_on_error: bool
-    ) -> None:
+    def __init__(self, request: InferenceRequest, answers: AsyncStream, raise_on_error: bool) -> None:
         self._request = request
         self._answers = answers
-        self._decoupled = decoupled
         self._raises = raise_on_error
         self._ended = False
+        self._copies: asyncio.Queue[InferenceResponse] | None = None
+        if request.response_queue is not None:
+            self._copies = asyncio.Queue()
+            task = asyncio.get_running_loop().create_task(_copy_async(request, answers, weakref.ref(self._copies)))
+            _copying.add(task)
+            task.add_done_callback(_copying.discard)
 
     def __aiter__(self) -> Self:
         return self
@@ -113,22 +123,69 @@ class AsyncResponseIterator:
     async def __anext__(self) -> InferenceResponse:
         if self._ended:
             raise StopAsyncIteration
-        try:
-            response = read(self._request, await anext(self._answers, None), self._decoupled)
-        except InferError as error:
-            response = failed(self._request, error)
-        self._ended = response.final
-        return deliver(self._request, response, self._raises)
+        if self._copies is None:
+            response = await _next_async(self._request, self._answers)
+        else:
+            response = await self._copies.get()
+        self._ended = self._ended or response.final
+        return _raised(response) if self._raises else response
 
     async def cancel(self) -> None:
-        """Nobody waits for more."""
+        """Nobody waits for more; in the request's queue the final response says so."""
         self._ended = True
-        close = getattr(self._answers, "aclose", None)
-        if close is not None:
-            await close()
+        await self._answers.aclose()
 
 
-def read(request: InferenceRequest, answer: Answer | None, decoupled: bool) -> InferenceResponse:
+#: The loops hold their tasks weakly.
+_copying: set[asyncio.Task[None]] = set()
+
+
+def _copy(
+    request: InferenceRequest, answers: Stream, copies: weakref.ref[queue.SimpleQueue[InferenceResponse]]
+) -> None:
+    """Into the request's queue as they come, whether or not anybody iterates; a queue that is full holds them back."""
+    final = False
+    while not final:
+        response = _next(request, answers)
+        final = response.final
+        mine = copies()
+        if mine is not None:
+            mine.put(response)
+        del mine
+        request.response_queue.put(response)
+
+
+async def _copy_async(
+    request: InferenceRequest, answers: AsyncStream, copies: weakref.ref[asyncio.Queue[InferenceResponse]]
+) -> None:
+    final = False
+    while not final:
+        response = await _next_async(request, answers)
+        final = response.final
+        mine = copies()
+        if mine is not None:
+            mine.put_nowait(response)
+        del mine
+        put = request.response_queue.put(response)
+        if inspect.isawaitable(put):
+            await put
+
+
+def _next(request: InferenceRequest, answers: Stream) -> InferenceResponse:
+    try:
+        return _read(request, next(answers, None), answers.decoupled)
+    except InferError as error:
+        return _failed(request, error)
+
+
+async def _next_async(request: InferenceRequest, answers: AsyncStream) -> InferenceResponse:
+    try:
+        return _read(request, await anext(answers, None), answers.decoupled)
+    except InferError as error:
+        return _failed(request, error)
+
+
+def _read(request: InferenceRequest, answer: Answer | None, decoupled: bool) -> InferenceResponse:
     if answer is None:
         return InferenceResponse(request.model, request.request_id, final=True)
     outputs = {name: Tensor(array) for name, array in answer.outputs.items()}
@@ -137,17 +194,11 @@ def read(request: InferenceRequest, answer: Answer | None, decoupled: bool) -> I
     )
 
 
-def failed(request: InferenceRequest, error: InferError) -> InferenceResponse:
+def _failed(request: InferenceRequest, error: InferError) -> InferenceResponse:
     return InferenceResponse(request.model, request.request_id, error=as_triton(error), final=True)
 
 
-def deliver(request: InferenceRequest, response: InferenceResponse, raises: bool) -> InferenceResponse:
-    if request.response_queue is not None:
-        put = request.response_queue
-        if isinstance(put, queue.Queue):
-            put.put(response)
-        else:
-            put.put_nowait(response)
-    if response.error is not None and raises:
+def _raised(response: InferenceResponse) -> InferenceResponse:
+    if response.error is not None:
         raise response.error
     return response

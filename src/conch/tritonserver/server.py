@@ -11,7 +11,7 @@ from google.protobuf.json_format import MessageToDict
 
 from conch import library
 from conch.tritonserver.enums import MetricFormat
-from conch.tritonserver.errors import UnsupportedError, triton_errors
+from conch.tritonserver.errors import TritonError, UnsupportedError, triton_errors
 from conch.tritonserver.model import Model
 from conch.tritonserver.options import Options
 from conch.types.error import InferError
@@ -123,5 +123,5 @@ class Server:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(InferError):
+        with contextlib.suppress(TritonError):
             self.stop()

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class DataType:
     """One data type. There is exactly one object per type, so `is` compares them.
 

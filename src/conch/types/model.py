@@ -72,6 +72,11 @@ def carry_shape(shape: tuple[int, ...], dims: tuple[int, ...], other: tuple[int,
     return tuple(next(carried) if dim == -1 else dim for dim in other)
 
 
+def shape_text(shape: Sequence[int]) -> str:
+    """`[1,2,-1]`, as Triton prints shapes."""
+    return f"[{','.join(map(str, shape))}]"
+
+
 def identity(namespace: str, name: str) -> str:
     """What tells a model from its namesakes in other namespaces, as Triton shows it; `namespace` is empty for none."""
     return f"{namespace}::{name}" if namespace else name

@@ -35,7 +35,7 @@ class UnreadableError(Exception):
     """These bytes are no serialized pipeline."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Port:
     """One input or output; `data_type` is empty and `rank` None where the pipeline does not say."""
 
@@ -44,7 +44,7 @@ class Port:
     rank: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Description:
     batch_size: int
     inputs: tuple[Port, ...]

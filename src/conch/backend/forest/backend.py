@@ -118,6 +118,8 @@ class ForestModel:
         if any(output.name == SHAP_OUTPUT for output in self._spec.outputs):
             self._explain = open_explainer(self._path, self._kind, each, name)
         self._engine = engine
+        # An engine that computes on treelite's copy of the trees keeps it itself.
+        self._forest = None
 
     def _answer(self) -> Answer:
         plan, signature = self._plan, self._signature

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from conch.backend.agree import dims_of
+from conch.backend.complete import default_max_batch_size, let_batch
 from conch.backend.forest.options import ForestPlan
 from conch.backend.forest.signature import INPUT, OUTPUT, SHAP_OUTPUT, Signature, classifies, output_width
 from conch.pb.model_config_pb2 import DataType, ModelConfig, ModelInput, ModelOutput
@@ -25,15 +27,8 @@ def needs_file(config: ModelConfig) -> bool:
 def complete_config(config: ModelConfig, plan: ForestPlan, signature: Signature, settings: Mapping[str, str]) -> None:
     """Complete `config`; what the operator wrote wins. Raises InferError for a setting that is no number."""
     if config.max_batch_size == 0 and not config.input:
-        text = settings.get("default-max-batch-size", str(DEFAULT_MAX_BATCH_SIZE))
-        if not text.isdecimal():
-            raise invalid(
-                f"backend setting 'default-max-batch-size' is '{text}', expected a whole number >= 0",
-                f"--backend-config=fil,default-max-batch-size={DEFAULT_MAX_BATCH_SIZE}",
-            )
-        config.max_batch_size = int(text)
-    if config.max_batch_size > 1 and config.WhichOneof("scheduling_choice") is None:
-        config.dynamic_batching.SetInParent()
+        config.max_batch_size = default_max_batch_size("fil", settings, DEFAULT_MAX_BATCH_SIZE)
+    let_batch(config, config.max_batch_size)
     rows = [] if config.max_batch_size > 0 else [-1]
     if not config.input:
         dims = [*rows, signature.features]
@@ -85,7 +80,7 @@ def both_scores(plan: ForestPlan, signature: Signature) -> bool:
 
 def row_dims(config: ModelConfig, entry: ModelInput | ModelOutput) -> list[int]:
     """The dims of one row, as the forest sees it."""
-    dims = list(entry.reshape.shape) if entry.HasField("reshape") else list(entry.dims)
+    dims = dims_of(entry)
     batching = config.max_batch_size > 0
     return dims if batching or len(dims) == 1 else dims[1:]
 

@@ -7,15 +7,16 @@ import threading
 from pathlib import Path
 from typing import Any, Final
 
+from conch.backend.agree import check_config
 from conch.backend.api import Host, ModelFiles, Placement
-from conch.backend.onnx.check import check_config
-from conch.backend.onnx.complete import complete_config, needs_file
+from conch.backend.complete import complete_config, default_max_batch_size, needs_file
 from conch.backend.onnx.instance import OnnxInstance
 from conch.backend.onnx.options import SessionPlan, plan_session, plan_threads
 from conch.backend.onnx.providers import choose_providers, on_gpu, unused_accelerators
 from conch.backend.onnx.session import find_model, open_session, peek, run_options, runtime
-from conch.backend.onnx.signature import Signature, read_signature
+from conch.backend.onnx.signature import read_signature
 from conch.backend.ragged import read_ragged
+from conch.backend.signature import Signature
 from conch.config.sequence_tensors import with_hidden_entries
 from conch.observe.stats import ModelStats
 from conch.pb.model_config_pb2 import ModelConfig
@@ -42,7 +43,8 @@ class OnnxBackend:
         if not needs_file(config):
             return
         path = find_model(files.version_directory, config.default_model_filename, config.name)
-        complete_config(config, read_signature(config.name, peek(path)), host.settings)
+        signature = read_signature(config.name, peek(path))
+        complete_config(config, signature, default_max_batch_size(self.name, host.settings))
 
     def load(self, config: ModelConfig, spec: ModelSpec, files: ModelFiles, host: Host, stats: ModelStats) -> OnnxModel:
         path = find_model(files.version_directory, config.default_model_filename, config.name)

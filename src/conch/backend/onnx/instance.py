@@ -10,12 +10,12 @@ import numpy as np
 
 from conch.backend.batch import Batch, Shape
 from conch.backend.onnx.session import runtime_error
-from conch.backend.onnx.signature import Signature
 from conch.backend.onnx.strings import from_strings, not_text, to_strings
 from conch.backend.ragged import Ragged
+from conch.backend.signature import Signature
 from conch.observe.stats import ModelStats
 from conch.types.dtype import BF16, BYTES
-from conch.types.error import InferError, internal, invalid
+from conch.types.error import InferError, internal
 from conch.types.model import ModelSpec, TensorSpec
 from conch.types.request import InferRequest
 from conch.types.tensor import Buffer, from_numpy, to_numpy
@@ -58,10 +58,10 @@ class OnnxInstance:
         try:
             feed = self._feed(work)
         except (InferError, ValueError) as error:
-            self._refuse(work, error)
+            work.refuse(error, self.run)
             return
         try:
-            wanted = self._wanted(work)
+            wanted = work.wanted()
             work.input_end()
             answers = self._compute(feed, [output.name for output in wanted])
             work.output_start()
@@ -77,14 +77,6 @@ class OnnxInstance:
 
     def close(self) -> None:
         self._session = None
-
-    def _refuse(self, work: Batch, error: InferError | ValueError) -> None:
-        """Somebody's bytes cannot be given to the model: the others of the batch must not answer for it."""
-        if len(work.requests) > 1:
-            for request in work.requests:
-                self.run([request])
-        else:
-            work.fail(error if isinstance(error, InferError) else invalid(str(error)))
 
     def _feed(self, work: Batch) -> dict[str, np.ndarray[Any, Any]]:
         """Each input present as an array over the gathered bytes. BF16 as `uint16`."""
@@ -103,16 +95,6 @@ class OnnxInstance:
         if self._ragged is not None:
             feed.update(self._ragged.make(work.requests))
         return feed
-
-    def _wanted(self, work: Batch) -> Sequence[TensorSpec]:
-        """The outputs that some request asked for, in the config's order."""
-        names: set[str] = set()
-        for request in work.requests:
-            outputs = request.form.outputs
-            if outputs is None:
-                return self._spec.outputs
-            names.update(outputs)
-        return [output for output in self._spec.outputs if output.name in names]
 
     def _compute(self, feed: dict[str, np.ndarray[Any, Any]], names: list[str]) -> list[Any]:
         if self._binds:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from conch.backend.openvino.signature import Signature, Slot, find_slot, names_of
+from conch.backend.agree import dims_differ, dims_of, unknown_name, wrong_count
+from conch.backend.openvino.signature import Signature, Slot, find_slot
 from conch.pb.model_config_pb2 import ModelConfig, ModelInput, ModelOutput
 from conch.types import dtype
 from conch.types.dtype import BYTES
@@ -23,16 +22,10 @@ def check_names(config: ModelConfig, signature: Signature) -> None:
             'run the model as ONNX with backend: "onnxruntime"',
         )
     if len(config.input) != len(signature.inputs):
-        raise invalid(
-            f"unable to load model '{config.name}', configuration expects {len(config.input)} inputs, "
-            f"model provides {len(signature.inputs)}",
-            f"the model's inputs are: {names_of(signature.inputs)}",
-        )
+        raise wrong_count(config.name, len(config.input), signature.inputs)
     for entry in config.input:
         if find_slot(signature.inputs, entry.name) is None:
-            raise invalid(
-                f"unexpected inference input '{entry.name}', allowed inputs are: {names_of(signature.inputs)}"
-            )
+            raise unknown_name("input", entry.name, signature.inputs)
         if entry.optional or entry.allow_ragged_batch:
             what = "optional" if entry.optional else "allow_ragged_batch"
             raise invalid(
@@ -43,9 +36,7 @@ def check_names(config: ModelConfig, signature: Signature) -> None:
         _check_type(config, entry, "input")
     for output in config.output:
         if find_slot(signature.outputs, output.name) is None:
-            raise invalid(
-                f"unexpected inference output '{output.name}', allowed outputs are: {names_of(signature.outputs)}"
-            )
+            raise unknown_name("output", output.name, signature.outputs)
         _check_type(config, output, "output")
 
 
@@ -60,11 +51,6 @@ def check_dims(config: ModelConfig, signature: Signature, shaped: bool) -> None:
         slot = find_slot(signature.outputs, output.name)
         if slot is not None:
             _check_entry(config, output, slot, open_too=False)
-
-
-def dims_of(entry: ModelInput | ModelOutput) -> list[int]:
-    """The dims that the model sees, without the batch dimension."""
-    return list(entry.reshape.shape) if entry.HasField("reshape") else list(entry.dims)
 
 
 def _check_type(config: ModelConfig, entry: ModelInput | ModelOutput, role: str) -> None:
@@ -98,17 +84,8 @@ def _check_entry(config: ModelConfig, entry: ModelInput | ModelOutput, slot: Slo
     ):
         return
     full = [config.max_batch_size, *dims] if batching else dims
-    says = (
-        "(an initial batch dimension because max_batch_size > 0 followed by the explicit tensor shape, making complete "
-        f"shape {_text(full)})"
-        if batching
-        else f"(shape {_text(full)})"
-    )
-    raise invalid(
-        f"model '{config.name}', tensor '{entry.name}': the model expects {len(shape)} dimensions "
-        f"(shape {_text(shape)}) but the model configuration specifies {len(full)} dimensions {says}",
-        _remedy(entry, list(rest), follows),
-    )
+    hint = _remedy(entry, list(rest), follows)
+    raise dims_differ(config.name, entry.name, shape, full, batching, hint)
 
 
 def _remedy(entry: ModelInput | ModelOutput, dims: list[int], follows: bool) -> str:
@@ -117,7 +94,3 @@ def _remedy(entry: ModelInput | ModelOutput, dims: list[int], follows: bool) -> 
     if entry.HasField("reshape") or isinstance(entry, ModelOutput):
         return f"set dims: {dims}"
     return f"set dims: {dims}, or RESHAPE_IO_LAYERS to YES where the model can take other sizes"
-
-
-def _text(shape: Sequence[int]) -> str:
-    return f"[{','.join(map(str, shape))}]"

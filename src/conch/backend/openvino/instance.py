@@ -16,7 +16,7 @@ from conch.backend.openvino.pieces import split
 from conch.backend.openvino.signature import ELEMENTS, Signature, Slot, find_slot
 from conch.observe.stats import ModelStats
 from conch.types.dtype import INT64, UINT64
-from conch.types.error import InferError, internal, invalid
+from conch.types.error import InferError, internal
 from conch.types.model import ModelSpec, TensorSpec
 from conch.types.request import InferRequest
 from conch.types.tensor import Buffer, to_numpy
@@ -81,10 +81,10 @@ class OpenvinoInstance:
             # OpenVINO reads the arrays where they are: they have to live until it has run.
             kept = self._give(work, request)
         except (InferError, ValueError) as error:
-            self._refuse(work, error)
+            work.refuse(error, self.run)
             return
         except Exception as error:  # noqa: BLE001  OpenVINO's errors have no common base
-            self._refuse(work, runtime_error("setting tensor data", error))
+            work.refuse(runtime_error("setting tensor data", error), self.run)
             return
         try:
             work.input_end()
@@ -92,7 +92,7 @@ class OpenvinoInstance:
                 request.reset_state()
             request.infer(share_outputs=True)
             work.output_start()
-            outputs = [self._take(work, request, spec) for spec in self._wanted(work)]
+            outputs = [self._take(work, request, spec) for spec in work.wanted()]
         except InferError as error:
             work.fail(error)
         except Exception as error:  # noqa: BLE001  the model's errors have no common base
@@ -110,14 +110,6 @@ class OpenvinoInstance:
 
     def close(self) -> None:
         self._requests.clear()
-
-    def _refuse(self, work: Batch, error: InferError | ValueError) -> None:
-        """Somebody's bytes cannot be given to the model: the others of the batch must not answer for it."""
-        if len(work.requests) > 1:
-            for request in work.requests:
-                self.run([request])
-        else:
-            work.fail(error if isinstance(error, InferError) else invalid(str(error)))
 
     def _give(self, work: Batch, request: Any) -> list[np.ndarray[Any, Any]]:
         """Set every input of the infer request; the arrays that hold them."""
@@ -159,16 +151,6 @@ class OpenvinoInstance:
                 "(use backend: \"onnxruntime\" where that matters)",
                 self._spec.name, spec.name, max(int(array.max()), int(array.min()), key=abs), spec.datatype,
             )  # fmt: skip
-
-    def _wanted(self, work: Batch) -> Sequence[TensorSpec]:
-        """The outputs that some request asked for, in the config's order."""
-        names: set[str] = set()
-        for request in work.requests:
-            outputs = request.form.outputs
-            if outputs is None:
-                return self._spec.outputs
-            names.update(outputs)
-        return [output for output in self._spec.outputs if output.name in names]
 
     def _take(self, work: Batch, request: Any, spec: TensorSpec) -> tuple[TensorSpec, Shape, Buffer]:
         """One output of the run in wire form."""

@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
-from conch.backend.openvino.check import check_dims, check_names, dims_of
+from conch.backend.agree import dims_of
+from conch.backend.openvino.check import check_dims, check_names
 from conch.backend.openvino.plan import Plan, Property, check_device, cpu_properties, device_properties
 from conch.backend.openvino.signature import ELEMENTS, Signature, find_slot, read_signature
 from conch.pb.model_config_pb2 import ModelConfig

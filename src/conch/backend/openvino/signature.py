@@ -69,10 +69,6 @@ def find_slot(slots: Sequence[Slot], name: str) -> Slot | None:
     return next((slot for slot in slots if name in slot.names), None)
 
 
-def names_of(slots: Sequence[Slot]) -> str:
-    return ", ".join(sorted([slot.name for slot in slots]))
-
-
 def read_signature(model: str, network: Any) -> Signature:
     """The signature of an `openvino.Model`. Raises InferError for types that cannot be served."""
     return Signature(read_slots(model, network.inputs, "input"), read_slots(model, network.outputs, "output"))

@@ -17,7 +17,7 @@ from conch.types.error import Code, InferError, internal
 from conch.types.model import ModelSpec, TensorSpec
 from conch.types.request import InferRequest, Parameter
 from conch.types.response import FINAL, InferResponse
-from conch.types.tensor import Tensor, from_numpy, to_numpy
+from conch.types.tensor import Buffer, Tensor, from_numpy, to_numpy
 
 _now = time.monotonic_ns
 
@@ -173,7 +173,37 @@ def _tensor(model: ModelSpec, spec: TensorSpec, value: Any, rows: int) -> Tensor
         )
     if spec.reshape is not None:
         raise internal(f"model '{model.name}': functions cannot have outputs with reshape ('{spec.name}')")
-    return Tensor(spec.name, spec.datatype, shape, from_numpy(spec.datatype, array))
+    return Tensor(spec.name, spec.datatype, shape, _bytes(spec.datatype, array))
+
+
+def _bytes(datatype: DataType, array: np.ndarray[Any, Any]) -> Buffer:
+    """Of its own where the function could write to the array again: answers are sent after it has gone on."""
+    found = from_numpy(datatype, array)
+    return bytes(found) if isinstance(found, memoryview) and _changeable(array) else found
+
+
+def _changeable(array: np.ndarray[Any, Any]) -> bool:
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        if owner.flags.writeable:
+            return True
+        owner = owner.base
+    return isinstance(owner, memoryview) and not owner.readonly
+
+
+def _check_range(model: ModelSpec, spec: TensorSpec, array: np.ndarray[Any, Any]) -> None:
+    """A narrower type is fine as long as it holds the values; numpy would cut them off without a word."""
+    wanted = spec.datatype.numpy
+    if array.dtype == wanted or wanted.kind not in "iu" or np.can_cast(array.dtype, wanted) or not array.size:
+        return
+    limits = np.iinfo(wanted)
+    for value in (int(array.min()), int(array.max())):
+        if not limits.min <= value <= limits.max:
+            raise internal(
+                f"model '{model.name}' gave output '{spec.name}' as an array of {array.dtype} with the value {value}, "
+                f"which {spec.datatype} cannot hold (it goes from {limits.min} to {limits.max})",
+                "declare a wider type, or give values of the type that is declared",
+            )
 
 
 def _array(model: ModelSpec, spec: TensorSpec, value: Any) -> np.ndarray[Any, Any]:
@@ -185,6 +215,7 @@ def _array(model: ModelSpec, spec: TensorSpec, value: Any) -> np.ndarray[Any, An
     elif wanted is BF16 and array.dtype.itemsize == 2 and array.dtype.kind in "uV":
         return array.view(BF16.numpy)
     elif wanted is not BF16 and (array.dtype == wanted.numpy or np.can_cast(array.dtype, wanted.numpy, "same_kind")):
+        _check_range(model, spec, array)
         return array
     raise internal(
         f"model '{model.name}' gave output '{spec.name}' as an array of {array.dtype}, expected {wanted}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Sequence
 
@@ -13,6 +14,8 @@ from conch.backend.program.batch import Calls
 from conch.observe.stats import ModelStats
 from conch.types.model import ModelSpec
 from conch.types.request import InferRequest
+
+_LOG = logging.getLogger("conch.backend")
 
 
 class PlainInstance:
@@ -49,6 +52,7 @@ class AsyncInstance:
         self._post = host.loop.call_soon_threadsafe
         self._home = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
         #: What follows belongs to the server's loop. Batches and requests that are being answered.
         self._batches = 0
         self._requests = 0
@@ -75,21 +79,33 @@ class AsyncInstance:
         return self._requests - self._waited_for
 
     def close(self) -> None:
-        self._home.call_soon_threadsafe(self._home.stop)
+        self._home.call_soon_threadsafe(self._stop)
         self._thread.join()
         self._copy.close()
+
+    def _stop(self) -> None:
+        self._closing = True
+        self._home.stop()
 
     def _live(self) -> None:
         asyncio.set_event_loop(self._home)
         try:
-            self._home.run_forever()
+            while not self._closing:
+                self._turn()
         finally:
             for task in self._tasks:
                 task.cancel()
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception, SystemExit, KeyboardInterrupt):
                 self._home.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
                 self._home.run_until_complete(self._home.shutdown_asyncgens())
             self._home.close()
+
+    def _turn(self) -> None:
+        try:
+            self._home.run_forever()
+        except (SystemExit, KeyboardInterrupt) as error:
+            # They end an event loop, whichever task raises them; whoever awaits that task gets them too.
+            _LOG.error("model '%s' raised %r, it is served on", self._spec.name, error)
 
     def _begin(self, work: Calls) -> None:
         task = self._home.create_task(self._answer(work))

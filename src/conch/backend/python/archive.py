@@ -7,6 +7,7 @@ import posixpath
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,7 +74,8 @@ def sound(members: Iterable[tarfile.TarInfo]) -> Iterator[tarfile.TarInfo]:
 class Judge:
     """Decides member by member, in the archive's order; touches no file.
 
-    Nothing is written through a link: no name lies below a link's name, and no link's name is used twice.
+    Nothing is written through a link: no name lies below a link's name, and no link's name is used twice. Nor is there
+    a `..` behind a name, which would mean another place than it says where that name is a link's.
     """
 
     def __init__(self) -> None:
@@ -82,7 +84,7 @@ class Judge:
 
     def admit(self, member: tarfile.TarInfo) -> None:
         name = posixpath.normpath(member.name)
-        if _outside(member.name):
+        if _outside(member.name) or ".." in member.name.split("/"):
             raise Unsound(f"its member '{member.name}' leads out of it")
         for above in _above(name):
             if above in self._links:
@@ -92,11 +94,11 @@ class Judge:
             raise Unsound(f"its member '{member.name}' is there twice, as a link")
         if member.issym():
             target = posixpath.join(posixpath.dirname(name), member.linkname)
-            if _outside(target) and not _INTERPRETER.fullmatch(name):
+            if (_outside(target) or _turns_back(member.linkname)) and not _INTERPRETER.fullmatch(name):
                 raise Unsound(f"its link '{member.name}' leads out of it, to '{member.linkname}'")
             self._links.add(name)
         elif member.islnk():
-            if posixpath.normpath(member.linkname) not in self._others:
+            if ".." in member.linkname.split("/") or posixpath.normpath(member.linkname) not in self._others:
                 raise Unsound(f"its link '{member.name}' is to '{member.linkname}', which is no file before it")
             self._others.add(name)
         elif member.isreg() or member.isdir():
@@ -108,6 +110,12 @@ class Judge:
 def _outside(path: str) -> bool:
     normal = posixpath.normpath(path)
     return normal.startswith(("/", "../")) or normal == ".." or "\0" in path
+
+
+def _turns_back(target: str) -> bool:
+    """Whether a `..` comes behind a name; at the beginning it is as usual as it is clear."""
+    parts = [part for part in target.split("/") if part not in ("", ".")]
+    return any(part == ".." and before != ".." for before, part in pairwise(parts))
 
 
 def _above(name: str) -> Iterator[str]:

@@ -11,9 +11,11 @@ from conch.types.error import InferError, internal
 NO_NUMPY: Final = "conch: this environment has no numpy"
 OLD_PYTHON: Final = "conch: this Python is too old: "
 # The worker's interpreter may know nothing of this package and may have no more than numpy. So the package is given
-# to it by its folder alone, without whatever else is installed beside it.
+# to it by its folder alone, without whatever else is installed beside it. The server's working directory, which `-c`
+# puts first, is nobody's: a model.py or a numpy.py that happens to lie there would be taken for the real one.
 BOOT: Final = f"""
 import sys, types
+if '' in sys.path: sys.path.remove('')
 if sys.version_info < (3, 9): sys.exit({OLD_PYTHON!r} + sys.version.split()[0])
 try: import numpy
 except ImportError as error:

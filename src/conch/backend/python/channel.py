@@ -127,8 +127,12 @@ class Area:
     @classmethod
     def make(cls, size: int, growth: int) -> Area:
         descriptor = os.memfd_create("conch", os.MFD_CLOEXEC)
-        os.ftruncate(descriptor, size)
-        return cls(descriptor, growth)
+        try:
+            os.ftruncate(descriptor, size)
+            return cls(descriptor, growth)
+        except BaseException:
+            os.close(descriptor)
+            raise
 
     def reserve(self, size: int) -> memoryview:
         """A writable view of at least `size` bytes; the file grows where it is smaller. Raises OSError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import threading
@@ -12,6 +13,7 @@ from concurrent.futures import Future, wait
 
 from conch.backend.batch import drop_cancelled
 from conch.backend.python import channel
+from conch.backend.python.calling import Call as Called
 from conch.backend.python.channel import DONE_HEAD, Area
 from conch.backend.python.message import Messages
 from conch.backend.python.process import Call, Launch, WorkerProcess, verbose
@@ -26,6 +28,7 @@ from conch.types.model import ModelSpec
 from conch.types.request import InferRequest
 from conch.types.response import InferResponse
 
+_LOG = logging.getLogger("conch.backend")
 _now = time.monotonic_ns
 #: How long `finalize` may take, and an answer to `is_ready`, and a worker that has hung up to exit; seconds.
 FINALIZE, READY, EXIT = 10.0, 5.0, 1.0
@@ -149,7 +152,9 @@ class PythonInstance:
                 flags |= channel.VERBOSE
             if self._vigil.kept and self._launch.spin_ns:
                 flags |= channel.AWAKE
-                self._vigil.step(self._launch.spin_ns)
+                # Only what belongs to a call makes the vigil longer: others' batches would keep it up for ever.
+                if any(isinstance(request.sink, Called) for request in batch):
+                    self._vigil.step(self._launch.spin_ns)
             packet = self._messages.batch(batch, sequence, flags)
         except Exception as error:  # noqa: BLE001  memory may run out; whatever it is, the requests must be answered
             self._fail(internal(f"Failed to pass the request(s) to model instance '{self._launch.instance}': {error}"))
@@ -439,10 +444,13 @@ class PythonInstance:
                 if self._launch.cores:
                     os.sched_setaffinity(0, self._launch.cores)
                 worker, self._has_ready, _ = _start(self._launch, self._closing)
-            except InferError as error:
+            except Exception as error:  # noqa: BLE001  no descriptors, no memory: whatever it is may pass
+                if not isinstance(error, InferError):
+                    _LOG.exception("the worker of model instance '%s' cannot be restarted", self._launch.instance)
                 pause = self._backoff.failed()
                 if self._backoff.hopeless:
-                    self._post(self._give_up, error)
+                    known = error if isinstance(error, InferError) else internal(f"{type(error).__name__}: {error}")
+                    self._post(self._give_up, known)
             else:
                 self._backoff.started(time.monotonic())
                 self._post(self._adopt, worker)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from conch.backend.python.requirements import Requirements, offending
+from conch.backend.python.requirements import Requirements, hidden, offending
 from conch.config.environments import EnvironmentOptions, find_uv, without_python
 from conch.types.error import InferError, internal
 
@@ -19,7 +19,6 @@ _LOG = logging.getLogger("conch.backend")
 #: What a worker needs of every environment.
 BASE: Final = "numpy"
 _LAST_LINES: Final = 20
-_PASSWORD: Final = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _NO_NETWORK: Final = re.compile(
     r"name resolution|dns error|error sending request|failed to establish a new connection|network is unreachable"
     r"|connection refused|could not connect|tcp connect error|network connectivity is disabled|offline mode"
@@ -82,7 +81,7 @@ def run(command: Sequence[str], folder: Path, lock: int, say: Callable[[str], ob
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            shown = _PASSWORD.sub("***", line.rstrip())
+            shown = hidden(line.rstrip())
             if shown:
                 last.append(shown)
                 say(shown)
@@ -101,7 +100,7 @@ def failure(
     tool = "uv" if Path(program).name == "uv" else "pip"
     text = "\n".join(lines)
     blamed = offending(requirements.wanted, lines)
-    named = f" (it complains of {', '.join(str(each) for each in blamed)})" if blamed else ""
+    named = f" (it complains of {', '.join(map(hidden, blamed))})" if blamed else ""
     off = "--backend-config=python,environments=off lets the model run without"
     if options.offline:
         hint = (

@@ -13,6 +13,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from conch.backend.python.boot import BOOT, diagnosis
 from conch.backend.python.channel import Area
 from conch.backend.python.door import Door
 from conch.backend.python.settings import Settings
+from conch.backend.python.undoing import pair, pipe, undone
 from conch.observe.custom import Families
 from conch.types.error import InferError, internal, unavailable
 
@@ -69,47 +71,44 @@ class WorkerProcess:
     """One process and what joins us to it. Not thread-safe: its owner hands it from thread to thread."""
 
     def __init__(self, launch: Launch) -> None:
-        """Starts the process; `begin` then talks to it. Raises InferError."""
+        """Starts the process; `begin` then talks to it. Raises InferError, and has freed all then."""
         self.launch = launch
         self.last_lines: deque[str] = deque(maxlen=20)
         self._partial = b""
-        settings = launch.settings
-        self.inputs = Area.make(settings.shm_default, settings.shm_growth)
-        self.outputs = [
-            Area.make(settings.shm_default if number == 0 else mmap.PAGESIZE, settings.shm_growth)
-            for number in range(channel.OUTPUTS)
-        ]
-        self.main, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.calls, their_calls = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        asks, their_asks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        asks.setblocking(False)
-        self.door = Door(asks, launch.models, launch.metrics, launch.instance, launch.spin_ns)
-        life, self._life = os.pipe()
-        self.stderr, their_stderr = os.pipe()
-        outputs = [area.descriptor for area in self.outputs]
-        given = [theirs.fileno(), their_calls.fileno(), their_asks.fileno(), life, self.inputs.descriptor, *outputs]
-        command = [launch.python, "-c", BOOT, str(_PACKAGE), launch.instance]
-        command += map(str, [settings.shm_growth, *given])
         self.pidfd = -1
         try:
-            self._process = subprocess.Popen(  # noqa: S603  our own program
-                command,
-                pass_fds=given,
-                stdin=subprocess.DEVNULL,
-                stderr=their_stderr,
-                start_new_session=True,
-                env=launch.variables,
-            )
+            with ExitStack() as undo, ExitStack() as given:
+                self._make(undo, given)
+                undo.pop_all()
         except OSError as error:
-            self.release()
             raise internal(f"Failed to start the worker of model instance '{launch.instance}': {error}") from error
-        finally:
-            theirs.close()
-            their_calls.close()
-            their_asks.close()
-            os.close(life)
-            os.close(their_stderr)
+
+    def _make(self, undo: ExitStack, given: ExitStack) -> None:
+        """`undo` frees what is ours, `given` what the process alone needs once it runs."""
+        launch, growth = self.launch, self.launch.settings.shm_growth
+        sizes = [launch.settings.shm_default] * 2 + [mmap.PAGESIZE] * (channel.OUTPUTS - 1)
+        self.inputs, *self.outputs = [undone(undo, Area.make(size, growth)) for size in sizes]
+        self.main, theirs = pair(undo, given)
+        self.calls, their_calls = pair(undo, given)
+        asks, their_asks = pair(undo, given)
+        asks.setblocking(False)
+        self.door = undone(undo, Door(asks, launch.models, launch.metrics, launch.instance, launch.spin_ns))
+        life, self._life = pipe(given, undo)
+        self.stderr, their_stderr = pipe(undo, given)
+        outputs = [area.descriptor for area in self.outputs]
+        passed = [theirs.fileno(), their_calls.fileno(), their_asks.fileno(), life, self.inputs.descriptor, *outputs]
+        self._process = subprocess.Popen(  # noqa: S603  our own program
+            [launch.python, "-c", BOOT, str(_PACKAGE), launch.instance, *map(str, [growth, *passed])],
+            pass_fds=passed,
+            stdin=subprocess.DEVNULL,
+            stderr=their_stderr,
+            start_new_session=True,
+            env=launch.variables,
+        )
+        undo.callback(self._process.wait)
+        undo.callback(self._process.kill)
         self.pidfd = os.pidfd_open(self._process.pid)
+        undo.callback(os.close, self.pidfd)
         for descriptor in (self.main.fileno(), self.calls.fileno(), self.stderr):
             os.set_blocking(descriptor, False)
 
@@ -119,9 +118,20 @@ class WorkerProcess:
 
     def begin(self, cancelled: Callable[[], bool]) -> dict[str, Any]:
         """Send START and wait for the answer (its kind is under the key `kind`). On failure the process is ended."""
+        try:
+            return self._begin(cancelled)
+        except InferError:
+            raise
+        except BaseException:
+            self.stop(0.0)
+            raise
+
+    def _begin(self, cancelled: Callable[[], bool]) -> dict[str, Any]:
         raw = msgspec.json.encode(self.launch.start)
         self.inputs.reserve(len(raw))[: len(raw)] = raw
-        self.main.send(bytes((channel.START,)) + len(raw).to_bytes(8, "little"))
+        # An interpreter that cannot even begin has hung up already; what it wrote to its stderr is read below.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.main.send(bytes((channel.START,)) + len(raw).to_bytes(8, "little"))
         timeout = self.launch.settings.start_timeout
         packet = self._await_answer(time.monotonic() + timeout, cancelled)
         if packet is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import tomllib
@@ -20,6 +21,8 @@ from conch.types.error import InferError, invalid
 _DEPTH: Final = 10
 _ARCHIVES: Final = (".whl", ".tar.gz", ".zip", ".tar.bz2")
 _INCLUDE: Final = re.compile(r"(-r|--requirement|-c|--constraint)[\s=]*(.+)")
+_URL: Final = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_PASSWORD: Final = re.compile(r"(?<=://)[^/\s]+(?=@)")
 _PLACE: Final = re.compile(r"(-f|--find-links)[\s=]+(.+)")
 
 
@@ -95,7 +98,7 @@ def _read_into(found: Requirements, file: Path, above: tuple[Path, ...]) -> Requ
         if include is not None:
             other = (file.parent / include[2].strip()).absolute()
             if not other.is_file():
-                raise invalid(f"{where}: '{include[2].strip()}' is not there")
+                raise invalid(f"{where}: '{hidden(include[2].strip())}' is not there")
             if include[1] in {"-r", "--requirement"}:
                 inner = _read_into(Requirements(file, (), ()), other, (*above, file))
                 lines += inner.lines
@@ -108,10 +111,15 @@ def _read_into(found: Requirements, file: Path, above: tuple[Path, ...]) -> Requ
                 plain = False
         elif line.startswith(("-e", "--editable")):
             raise invalid(
-                f"{where}: editable installs are not for servers ('{line}')", "name a wheel, or a package and a version"
+                f"{where}: editable installs are not for servers ('{hidden(line)}')",
+                "name a wheel, or a package and a version",
             )
         elif line.startswith("-"):
             lines.append(_option(line, file.parent))
+            plain = False
+        elif _URL.match(line) and not line.startswith("file:"):
+            # A wheel, an archive or a repository somewhere: only the installer can tell which package it is.
+            lines.append(line)
             plain = False
         elif _is_path(line):
             path = (file.parent / line.removeprefix("file://")).absolute()
@@ -140,8 +148,20 @@ def missing(wanted: Iterable[Requirement], find: Callable[[str], metadata.Distri
         for part in ("", *sorted(requirement.extras)):
             if (key := (canonicalize_name(requirement.name), part)) not in seen:
                 seen.add(key)
-                waiting += [(Requirement(each), part) for each in found.requires or ()]
+                waiting += [(each, part) for each in _needs(found)]
     return None
+
+
+def _needs(found: metadata.Distribution) -> Iterator[Requirement]:
+    """What an installed package asks for, as far as it says so in words of today."""
+    for each in found.requires or ():
+        with contextlib.suppress(InvalidRequirement):
+            yield Requirement(each)
+
+
+def hidden(text: object) -> str:
+    """`text` without the passwords of its URLs."""
+    return _PASSWORD.sub("***", str(text))
 
 
 def installed(name: str) -> metadata.Distribution | None:
@@ -178,8 +198,9 @@ def _requirement(text: str, where: str) -> Requirement:
     try:
         return Requirement(text)
     except InvalidRequirement as error:
-        reason = str(error).partition("\n")[0]
-        raise invalid(f"{where}: '{text}' is no requirement: {reason}", "write a line such as scipy>=1.11") from error
+        reason = hidden(str(error).partition("\n")[0])
+    # Without the error, whose text has the passwords.
+    raise invalid(f"{where}: '{hidden(text)}' is no requirement: {reason}", "write a line such as scipy>=1.11")
 
 
 def _option(line: str, folder: Path) -> str:

@@ -20,7 +20,8 @@ class Vigil:
     __slots__ = ("_loop", "_turning", "_until")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        # What `_vigils` holds must not keep its own key alive.
+        self._loop = weakref.ref(loop)
         self._until = 0
         self._turning = False
 
@@ -32,15 +33,17 @@ class Vigil:
     def step(self, moment_ns: int) -> None:
         """A step of a chain has been seen or taken: the next one may come within `moment_ns`."""
         self._until = time.monotonic_ns() + moment_ns
-        if not self._turning:
+        loop = self._loop()
+        if not self._turning and loop is not None:
             self._turning = True
-            self._loop.call_soon(self._turn)
+            loop.call_soon(self._turn)
 
     def _turn(self) -> None:
-        if time.monotonic_ns() < self._until:
+        loop = self._loop()
+        if time.monotonic_ns() < self._until and loop is not None:
             # Whoever can run on this processor goes first.
             os.sched_yield()
-            self._loop.call_soon(self._turn)
+            loop.call_soon(self._turn)
         else:
             self._turning = False
 

@@ -137,7 +137,7 @@ def _import(settings: dict[str, Any]) -> Any:
     sys.modules["triton_python_backend_utils"] = sys.modules["c_python_backend_utils"] = pb_utils
     if settings["shared"]:
         # The program of a Python-based backend is a module of its own name, its neighbours are modules beside it.
-        sys.path.append(str(path.parent))
+        sys.path.insert(0, str(path.parent))
         module = importlib.import_module(path.stem)
     else:
         sys.path += [str(path.parent), settings["repository"]]

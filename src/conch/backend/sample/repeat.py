@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 from conch.backend.api import Host, ModelFiles, Placement
 from conch.backend.sample.signature import Tensor as Wanted
-from conch.backend.sample.signature import check_tensors, shown
+from conch.backend.sample.signature import check_tensors
 from conch.backend.sample.stream import Script, ScriptInstance, Step
 from conch.observe.stats import ModelStats
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.dtype import INT32, UINT32
 from conch.types.error import invalid
-from conch.types.model import ModelSpec
+from conch.types.model import ModelSpec, shape_text
 from conch.types.request import InferRequest
 from conch.types.response import InferResponse
 from conch.types.tensor import Tensor
@@ -39,7 +39,7 @@ class RepeatBackend:
         check_tensors(config, _INPUTS, _OUTPUTS)
         into, delay = (tuple(entry.dims) for entry in config.input[:2])
         if into != delay:
-            raise invalid(f"expected IN and DELAY shape to match, got {shown(into)} and {shown(delay)}")
+            raise invalid(f"expected IN and DELAY shape to match, got {shape_text(into)} and {shape_text(delay)}")
         return RepeatModel(host, stats)
 
 
@@ -61,7 +61,7 @@ class RepeatModel:
 def _script(request: InferRequest) -> Script:
     shapes = request.form.shapes
     if shapes[0] != shapes[1]:
-        raise invalid(f"expected IN and DELAY shape to match, got {shown(shapes[0])} and {shown(shapes[1])}")
+        raise invalid(f"expected IN and DELAY shape to match, got {shape_text(shapes[0])} and {shape_text(shapes[1])}")
     count = request.form.counts[0]
     values = struct.unpack(f"<{count}i", request.data[0])
     delays = struct.unpack(f"<{count}I", request.data[1])

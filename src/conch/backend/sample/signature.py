@@ -9,6 +9,7 @@ from typing import Any
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.dtype import BY_NUMBER, DataType
 from conch.types.error import InferError, invalid
+from conch.types.model import shape_text
 
 _ORDINALS = ("first", "second", "third")
 
@@ -43,9 +44,11 @@ def check_tensors(config: ModelConfig, inputs: Sequence[Tensor], outputs: Sequen
         for entry, tensor in zip(given, wanted, strict=True):
             dims = tuple(entry.dims)
             if tensor.dims is None and len(dims) != 1:
-                raise _wrong(config, f"expected {tensor.name} shape to have one dimension, got {shown(dims)}")
+                raise _wrong(config, f"expected {tensor.name} shape to have one dimension, got {shape_text(dims)}")
             if tensor.dims is not None and dims != tensor.dims:
-                raise _wrong(config, f"expected {tensor.name} shape to be {shown(tensor.dims)}, got {shown(dims)}")
+                raise _wrong(
+                    config, f"expected {tensor.name} shape to be {shape_text(tensor.dims)}, got {shape_text(dims)}"
+                )
     for _, given, wanted in groups:
         for entry, tensor in zip(given, wanted, strict=True):
             if entry.data_type != tensor.datatype.number:
@@ -55,10 +58,6 @@ def check_tensors(config: ModelConfig, inputs: Sequence[Tensor], outputs: Sequen
                     f"expected {tensor.name} datatype to be {tensor.datatype}, got "
                     f"{got.config_name if got else 'TYPE_INVALID'}",
                 )
-
-
-def shown(shape: Sequence[int]) -> str:
-    return f"[{','.join(map(str, shape))}]"
 
 
 def _wrong(config: ModelConfig, text: str, hint: str = "") -> InferError:

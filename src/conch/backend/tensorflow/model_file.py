@@ -89,15 +89,16 @@ def _mapped(model: str, path: Path, kind: str, read: Callable[[memoryview], _Rea
             view = memoryview(mapped)
             try:
                 return read(view)
+            except wire.WireError as error:
+                why = str(error)
             finally:
+                # What the traceback of an error holds keeps the file mapped, so it must be gone here too.
                 view.release()
-    except wire.WireError as error:
-        # What the traceback holds keeps the file mapped.
-        raise _unreadable(model, path, kind, str(error)) from None
     except ValueError:
         raise _unreadable(model, path, kind, "it is empty") from None
     except OSError as error:
         raise _unreadable(model, path, kind, str(error.strerror)) from error
+    raise _unreadable(model, path, kind, why)
 
 
 def _unreadable(model: str, path: Path, kind: str, why: str) -> InferError:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from conch.backend.complete import DEFAULT_MAX_BATCH_SIZE, default_max_batch_size
 from conch.backend.python.environment import PATH
 from conch.backend.python.settings import CONCURRENT, OWN
 from conch.pb.model_config_pb2 import ModelConfig
@@ -36,7 +37,7 @@ class TensorFlowPlan:
     init_ops: tuple[str, ...] = ()
     soft_placement: bool = True
     gpu_fraction: float = 0.0
-    default_max_batch_size: str = "4"
+    default_max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
     #: What was accepted and has no effect; logged at load.
     warnings: tuple[str, ...] = ()
 
@@ -76,7 +77,7 @@ def plan_tensorflow(config: ModelConfig, settings: Mapping[str, str], folders: t
         _init_ops(config, values.get(_INIT, ""), folders),
         _flag(settings.get("allow-soft-placement", "true"), "backend setting 'allow-soft-placement'"),
         _fraction(settings.get("gpu-memory-fraction", "0")),
-        _default_max_batch_size(settings),
+        default_max_batch_size("tensorflow", settings),
         tuple(warnings),
     )
 
@@ -108,16 +109,6 @@ def _fraction(text: str) -> float:
     if not 0 <= value <= 1:
         raise invalid(f"backend setting 'gpu-memory-fraction' is '{text}', expected a number from 0 to 1")
     return value
-
-
-def _default_max_batch_size(settings: Mapping[str, str]) -> str:
-    text = settings.get("default-max-batch-size", "4")
-    if not text.isdecimal():
-        raise invalid(
-            f"backend setting 'default-max-batch-size' is '{text}', expected a whole number >= 0",
-            "--backend-config=tensorflow,default-max-batch-size=4",
-        )
-    return text
 
 
 def _init_ops(config: ModelConfig, name: str, folders: tuple[Path, ...]) -> tuple[str, ...]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from conch.backend.onnx.check import check_config
-from conch.backend.onnx.complete import complete_config
-from conch.backend.onnx.signature import Signature, Slot
+from conch.backend.agree import check_config, check_type, dims_of
+from conch.backend.complete import complete_config
+from conch.backend.signature import Signature, Slot
 from conch.backend.tensorflow.model_file import Chosen, Graph, TensorInfo
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types import dtype
@@ -30,7 +30,7 @@ _OTHERS: Final = {
 Names = list[tuple[str, str]]
 
 
-def complete(config: ModelConfig, chosen: Chosen, default_max_batch_size: str) -> None:
+def complete(config: ModelConfig, chosen: Chosen, max_batch_size: int) -> None:
     """Fill in what the config leaves open. Raises InferError."""
     for given, known in ((config.input, chosen.inputs), (config.output, chosen.outputs)):
         _fill(config, given, known)
@@ -44,7 +44,7 @@ def complete(config: ModelConfig, chosen: Chosen, default_max_batch_size: str) -
                     f"'{chosen.signature}' has an unknown rank",
                     "write the inputs and outputs of the model into its config.pbtxt",
                 )
-    complete_config(config, _read(config, chosen), {"default-max-batch-size": default_max_batch_size})
+    complete_config(config, _read(config, chosen), max_batch_size)
 
 
 def check(config: ModelConfig, chosen: Chosen) -> tuple[Names, Names]:
@@ -83,16 +83,8 @@ def _check_node(config: ModelConfig, kind: str, entry: Any, graph: Graph) -> Non
             f"{kind}s of a GraphDef are called as its nodes",
         )
     info = graph.placeholders.get(node)
-    if kind != "input" or info is None:
-        return
-    wanted, got = dtype.BY_NUMBER.get(entry.data_type), _datatype(config, node, info)
-    if wanted is not got:
-        raise invalid(
-            f"unable to load model '{config.name}', configuration expects datatype "
-            f"{wanted.config_name if wanted else 'TYPE_INVALID'} for input '{entry.name}', model provides "
-            f"TYPE_{got.name}",
-            f"set data_type: {got.config_name}",
-        )
+    if kind == "input" and info is not None:
+        check_type(config.name, kind, entry.name, entry.data_type, _datatype(config, node, info))
 
 
 def _refuse_ragged(config: ModelConfig) -> None:
@@ -140,7 +132,7 @@ def _read(config: ModelConfig, chosen: Chosen) -> Signature:
             shape = info.shape
             if shape is None:
                 entry = entries.get(name)
-                dims = () if entry is None else entry.reshape.shape if entry.HasField("reshape") else entry.dims
+                dims = [] if entry is None else dims_of(entry)
                 shape = (-1, *dims) if config.max_batch_size > 0 else tuple(dims)
             found.append(Slot(name, _datatype(config, name, info), shape))
         return tuple(found)

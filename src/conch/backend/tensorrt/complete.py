@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
+from conch.backend.agree import check_type, dims_of, names_of, unknown_name
+from conch.backend.complete import cannot_batch, let_batch
 from conch.backend.tensorrt.signature import Signature, Slot
 from conch.pb.model_config_pb2 import ModelConfig, ModelInput, ModelOutput
-from conch.types import dtype
 from conch.types.error import invalid
 
 
@@ -18,15 +18,9 @@ def needs_file(config: ModelConfig) -> bool:
 def complete_config(config: ModelConfig, signature: Signature, profiles: tuple[int, ...]) -> None:
     """Inputs, outputs, max_batch_size from the profiles, a dynamic batcher; what the operator wrote wins."""
     if signature.batchable and config.max_batch_size == 0 and not (config.input and config.output):
-        config.max_batch_size = signature.max_batch(profiles)
-        if config.max_batch_size > 1 and config.WhichOneof("scheduling_choice") is None:
-            config.dynamic_batching.SetInParent()
+        let_batch(config, signature.max_batch(profiles))
     if not signature.batchable and config.max_batch_size > 0:
-        raise invalid(
-            f"autofill failed for model '{config.name}': model does not support batching "
-            "while non-zero max_batch_size is specified",
-            "build the engine with a first dimension of any size, or set max_batch_size: 0",
-        )
+        raise cannot_batch(config.name, "build the engine with a first dimension of any size, or set max_batch_size: 0")
     lead = 1 if config.max_batch_size > 0 else 0
     for entries, slots in ((config.input, signature.inputs), (config.output, signature.outputs)):
         if not entries:
@@ -48,7 +42,7 @@ def check_config(config: ModelConfig, signature: Signature, profiles: tuple[int,
         raise invalid(
             f"unable to load model '{config.name}', configuration expects {len(config.input)} inputs, "
             f"model provides {len(signature.inputs)}",
-            f"the engine's inputs are: {_names(signature.inputs)}",
+            f"the engine's inputs are: {names_of(signature.inputs)}",
         )
     lead = 1 if config.max_batch_size > 0 else 0
     for kind, entries, slots in (
@@ -58,22 +52,13 @@ def check_config(config: ModelConfig, signature: Signature, profiles: tuple[int,
         known = {slot.name: slot for slot in slots}
         for entry in entries:
             if entry.name not in known:
-                raise invalid(
-                    f"unexpected inference {kind} '{entry.name}', allowed {kind}s are: {_names(slots)}",
-                )
+                raise unknown_name(kind, entry.name, slots)
             _check_entry(config.name, kind, entry, known[entry.name], lead)
 
 
 def _check_entry(model: str, kind: str, entry: ModelInput | ModelOutput, slot: Slot, lead: int) -> None:
-    stated = dtype.BY_NUMBER.get(entry.data_type)
-    if stated is not slot.datatype:
-        raise invalid(
-            f"unable to load model '{model}', configuration expects datatype "
-            f"{stated.config_name if stated else 'TYPE_INVALID'} for {kind} '{entry.name}', "
-            f"model provides {slot.datatype.config_name}",
-            f"set data_type: {slot.datatype.config_name}",
-        )
-    dims = list(entry.reshape.shape) if entry.HasField("reshape") else list(entry.dims)
+    check_type(model, kind, entry.name, entry.data_type, slot.datatype)
+    dims = dims_of(entry)
     wanted = slot.shape[lead:]
     fits = len(dims) == len(wanted) and all(
         size == -1 or given in (-1, size) for given, size in zip(dims, wanted, strict=True)
@@ -93,7 +78,3 @@ def _describe(entry: Any, slot: Slot, lead: int) -> None:
     if not entry.dims:
         entry.dims.append(1)
         entry.reshape.SetInParent()
-
-
-def _names(slots: Sequence[Slot]) -> str:
-    return ", ".join(sorted([slot.name for slot in slots]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any, Final
@@ -17,6 +18,7 @@ from conch.types.error import InferError, internal, unsupported
 from conch.types.model import ModelSpec
 from conch.types.request import InferRequest
 
+_LOG: Final = logging.getLogger(__name__)
 #: Graphs of shapes that were met long ago are thrown away.
 _MOST_GRAPHS: Final = 64
 
@@ -44,7 +46,8 @@ class TensorRtInstance:
         self._stats = stats
         self._graphing = plan.graphs
         self._graphs: dict[tuple[int, tuple[Shape, ...]], Any] = {}
-        self._met: set[tuple[int, tuple[Shape, ...]]] = set()
+        #: Profile -> what its context has run last, unless that was a recorded graph.
+        self._last: dict[int, tuple[int, tuple[Shape, ...]]] = {}
         self._slots = {slot.name: slot for slot in (*signature.inputs, *signature.outputs)}
         self._passages: dict[str, Passage] = {}
         self._contexts: dict[int, Any] = {}
@@ -148,15 +151,16 @@ class TensorRtInstance:
 
     def _execute(self, context: Any, key: tuple[int, tuple[Shape, ...]]) -> None:
         graph = self._graphs.get(key)
+        last = self._last.pop(key[0], None)
         if graph is not None:
             checked(self._cuda.cudaGraphLaunch(graph, self._stream))
             return
-        # TensorRT prepares shapes in their first run, which must not be recorded.
-        if self._graphing and key in self._met:
+        # TensorRT prepares shapes in the first run after they change, which must not be recorded.
+        if self._graphing and last == key:
             self._record(context, key)
             return
-        self._met.add(key)
         self._enqueue(context)
+        self._last[key[0]] = key
 
     def _enqueue(self, context: Any) -> None:
         if not context.execute_async_v3(int(self._stream)):
@@ -172,6 +176,11 @@ class TensorRtInstance:
         code, graph = cuda.cudaStreamEndCapture(self._stream)
         if not recorded or int(code):
             self._graphing = False
+            _LOG.warning(
+                "model '%s' is served without CUDA graphs: its engine's run cannot be recorded (%s)",
+                self._spec.name,
+                "TensorRT's log says why" if not recorded else f"cudaStreamEndCapture gave {code}",
+            )
             self._enqueue(context)
             return
         if len(self._graphs) >= _MOST_GRAPHS:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from conch.backend import signature
 from conch.types import dtype
 from conch.types.dtype import DataType
 from conch.types.error import unsupported
@@ -40,17 +41,10 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
-    """One tensor; -1 in `shape` is any size. `ranges` has one entry for each profile, for inputs alone."""
+class Slot(signature.Slot):
+    """`ranges` has one entry for each profile, for inputs alone."""
 
-    name: str
-    datatype: DataType
-    shape: Shape
     ranges: tuple[Range, ...] = ()
-
-    @property
-    def batches(self) -> bool:
-        return bool(self.shape) and self.shape[0] == -1
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ import threading
 from typing import Final
 
 from conch.backend.api import Host, LoadedModel, ModelFiles, Placement
+from conch.backend.complete import needs_file
 from conch.backend.ragged import read_ragged
-from conch.backend.torch.complete import complete_config, needs_file, says_too_little
+from conch.backend.torch.complete import complete_config, says_too_little
 from conch.backend.torch.content import Artifact, Kind, find_artifact, keeps_state
 from conch.backend.torch.device import Cpu, Gpu, check_device, device_name
 from conch.backend.torch.exported import read_signature as read_exported

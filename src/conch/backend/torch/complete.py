@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
+from conch.backend.complete import cannot_batch, default_max_batch_size, describe_open, let_batch
 from conch.backend.torch.content import Kind
 from conch.backend.torch.signature import Argument, Holds, Result, Signature
-from conch.config.sequence_tensors import hidden_inputs, hidden_outputs
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.error import InferError, internal, invalid
 
 _MANY: Final = 1 << 30
-#: Triton's default for models that can batch and whose config does not say how far.
-DEFAULT_MAX_BATCH_SIZE: Final = 4
 _WHY: Final = {
     Kind.SCRIPT: "a TorchScript file does not say the types and shapes of its tensors",
     Kind.PACKAGE: "an AOTInductor package does not say the types and shapes of its tensors",
     Kind.MODULE: "a Python module does not say the types and shapes of its tensors",
 }
-
-
-def needs_file(config: ModelConfig) -> bool:
-    """Whether the config leaves inputs or outputs open."""
-    return not ((config.input or config.batch_input) and config.output)
 
 
 def complete_config(config: ModelConfig, signature: Signature, settings: Mapping[str, str]) -> None:
@@ -34,42 +27,19 @@ def complete_config(config: ModelConfig, signature: Signature, settings: Mapping
     results = signature.results
     assert results is not None, "only exported programs know their results"
     if signature.batchable:
-        if config.max_batch_size == 0:
-            config.max_batch_size = min(default_max_batch_size(settings), signature.rows[1] or _MANY)
-        elif signature.rows[1] is not None and config.max_batch_size > signature.rows[1]:
-            raise _too_many(config, signature.rows[1])
-        if config.max_batch_size > 1 and config.WhichOneof("scheduling_choice") is None:
-            config.dynamic_batching.SetInParent()
+        most = signature.rows[1] or _MANY
+        if config.max_batch_size > most:
+            raise _too_many(config, most)
+        let_batch(config, config.max_batch_size or min(default_max_batch_size("pytorch", settings), most))
     elif config.max_batch_size != 0:
         slots: list[Argument | Result] = [*signature.arguments, *results]
         fixed = next((each for each in slots if not each.shape or each.shape[0] != -1), slots[0])
-        raise invalid(
-            f"autofill failed for model '{config.name}': model does not support batching "
-            "while non-zero max_batch_size is specified",
+        raise cannot_batch(
+            config.name,
             f"'{fixed.name}' is {list(fixed.shape or ())}, of {signature.rows[0]} rows or more: export the model "
             "with dynamic_shapes for its first dimension, or set max_batch_size: 0",
         )
-    batching = config.max_batch_size > 0
-    if not config.input and not config.batch_input:
-        hidden = hidden_inputs(config)
-        for argument in signature.arguments:
-            if argument.name not in hidden:
-                _describe(config.input.add(), argument, batching)
-    if not config.output:
-        states = hidden_outputs(config)
-        for result in results:
-            if result.name not in states:
-                _describe(config.output.add(), result, batching)
-
-
-def default_max_batch_size(settings: Mapping[str, str]) -> int:
-    text = settings.get("default-max-batch-size", str(DEFAULT_MAX_BATCH_SIZE))
-    if not text.isdecimal():
-        raise invalid(
-            f"backend setting 'default-max-batch-size' is '{text}', expected a whole number >= 0",
-            "--backend-config=pytorch,default-max-batch-size=4",
-        )
-    return int(text)
+    describe_open(config, signature.arguments, results)
 
 
 def _too_many(config: ModelConfig, most: int) -> InferError:
@@ -108,19 +78,3 @@ def example(config: ModelConfig, kind: Kind, signature: Signature | None) -> str
             lines.append(f'input [ {{ name: "{argument.name}" data_type: {what} }} ]')
     lines += ['output [ { name: "OUTPUT__0" data_type: TYPE_FP32 dims: [ 1000 ] } ]', "dynamic_batching { }"]
     return "\n".join(lines)
-
-
-def _describe(entry: Any, slot: Argument | Result, batching: bool) -> None:
-    """Write `slot` into a new ModelInput or ModelOutput."""
-    assert slot.datatype is not None
-    assert slot.shape is not None
-    entry.name = slot.name
-    entry.data_type = slot.datatype.number
-    dims = slot.shape[1:] if batching else slot.shape
-    if dims:
-        entry.dims.extend(dims)
-        return
-    # A config cannot say "scalar": clients send one element; of a batch the model sees only the batch dimension.
-    entry.dims.append(1)
-    if batching:
-        entry.reshape.SetInParent()

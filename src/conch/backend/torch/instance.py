@@ -84,7 +84,7 @@ class TorchInstance:
         arguments = self._arguments(work)
         work.input_end()
         answer = self._program(arguments, self._bindings.inputs)
-        fetched = [(spec, self._pick(answer, spec)) for spec in self._wanted(work)]
+        fetched = [(spec, self._pick(answer, spec)) for spec in work.wanted()]
         # On a GPU the model is done when its results are here.
         self._device.finish()
         work.output_start()
@@ -129,16 +129,6 @@ class TorchInstance:
                 )
         # TorchScript's strings are bytes, whatever is in them.
         return elements
-
-    def _wanted(self, work: Batch) -> Sequence[TensorSpec]:
-        """The outputs that some request asked for, in the config's order."""
-        names: set[str] = set()
-        for request in work.requests:
-            outputs = request.form.outputs
-            if outputs is None:
-                return self._spec.outputs
-            names.update(outputs)
-        return [output for output in self._spec.outputs if output.name in names]
 
     def _pick(self, answer: list[Any] | Mapping[str, Any], spec: TensorSpec) -> Any:
         """The result that an output is, on its way to the host."""

@@ -14,7 +14,7 @@ from conch.backend.torch.signature import Holds, Signature
 from conch.types.error import InferError, internal, invalid
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Wanted:
     """The names that a config has. `hidden` are inputs that the server makes (controls and states of sequences,
     `batch_input`), `states` those of them that are states, `state_outputs` what these come from."""
@@ -27,7 +27,7 @@ class Wanted:
     state_outputs: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Bindings:
     """`inputs`: name -> index of the argument. `outputs`: name -> index of the result; -1 where only a key will do."""
 

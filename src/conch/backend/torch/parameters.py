@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from conch.backend.python.settings import OWN
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.error import invalid
 
@@ -32,10 +33,6 @@ _MODULE: Final = frozenset({"FORCE_CPU_ONLY_INPUT_TENSORS", "TORCH_COMPILE_OPTIO
 #: Parameters of the worker processes' own.
 _WORKER: Final = frozenset({"EXECUTION_ENV_PATH"})
 _COMPILE: Final = frozenset({"backend", "disable", "dynamic", "fullgraph", "mode", "options"})
-#: Settings of the command line that other rooms read.
-_SETTINGS: Final = frozenset(
-    {"auto-complete-config", "backend-directory", "default-max-batch-size", "min-compute-capability"}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +118,10 @@ def _warnings(
         texts.append(
             f"model '{model}': parameter 'ENABLE_WEIGHT_SHARING' has no effect: each instance is a process of its own"
         )
+    # The Python backend's are those of the models in worker processes, and the server's are among them.
     texts += [
         f"model '{model}': backend setting '{key}' is not one that the pytorch backend knows, it has no effect"
-        for key in sorted(settings.keys() - _SETTINGS)
+        for key in sorted(settings.keys() - OWN)
     ]
     return texts
 

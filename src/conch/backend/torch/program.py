@@ -39,6 +39,7 @@ class ScriptProgram:
         signature = self.signature = read_script(module)
         #: The file as it is, for as long as the optimised form has not answered once.
         self._doubtful = False
+        self._plain: Any = None
         # KIND_MODEL may hold several devices, and a module in training behaves as it was saved.
         if optimized and device is not None and not module.training and not signature.keeps_state:
             better = _optimise(model, module, device)
@@ -71,11 +72,15 @@ class ScriptProgram:
         try:
             found = results(self._module(*values))
         except Exception as error:  # noqa: BLE001  its errors have no common base
-            plain = open_script(self._model, self._path, self._device)
+            plain = self._plain
+            if plain is None:
+                # Read once, however many requests neither form can answer.
+                plain = self._plain = open_script(self._model, self._path, self._device)
             found = results(plain(*values))
             _LOG.warning("model '%s' cannot run with optimized execution, it is served without: %s", self._model, error)
             self._module = plain
         self._doubtful = False
+        self._plain = None
         return found
 
 

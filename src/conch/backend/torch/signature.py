@@ -16,7 +16,7 @@ class Holds(Enum):
     STRINGS = "List[str]"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Argument:
     """One tensor that the model takes. `aliases` are other names for it; type and shape are None where unknown.
 
@@ -31,7 +31,7 @@ class Argument:
     shape: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Result:
     """One tensor that the model gives. As `Argument`."""
 
@@ -41,7 +41,7 @@ class Result:
     aliases: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Signature:
     """`results` is None where it shows only when the model runs, `arguments` where the input is a `dictionary`."""
 

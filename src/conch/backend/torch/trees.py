@@ -25,7 +25,8 @@ def paths(specification: Any, name: str) -> list[str]:
         # A container of nothing has no leaf.
         return [] if specification.type in (tuple, list, dict) else [name]
     keys = specification.context if isinstance(specification.context, list) else range(len(inner))
-    return [path for key, each in zip(keys, inner, strict=True) for path in paths(each, f"{name}[{key}]")]
+    pairs = zip(keys, inner)  # noqa: B905  Python 3.9 has no `strict`
+    return [path for key, each in pairs for path in paths(each, f"{name}[{key}]")]
 
 
 def children(specification: Any) -> list[Any]:

@@ -99,7 +99,7 @@ class TritonPythonModel:
     def _run(self, requests: Sequence[Any]) -> list[Any]:
         columns = [[_array(request, name) for request in requests] for name in self._inputs]
         rows = [len(array) for array in columns[0]] if columns else [1]
-        for name, column in zip(self._inputs, columns, strict=True):
+        for name, column in zip(self._inputs, columns):  # noqa: B905  Python 3.9 has no `strict`
             self._pipeline.feed_input(name, [sample for array in column for sample in array])
         outputs = [_samples(output) for output in self._pipeline.run()]
         responses = []
@@ -107,7 +107,7 @@ class TritonPythonModel:
         for count in rows:
             tensors = [
                 pb_utils.Tensor(name, self._rows(name, samples[begin : begin + count]))
-                for name, samples in zip(self._outputs, outputs, strict=True)
+                for name, samples in zip(self._outputs, outputs)  # noqa: B905
             ]
             responses.append(pb_utils.InferenceResponse(tensors))
             begin += count
@@ -207,7 +207,7 @@ def _by_place(model: str, config: dict[str, Any], ports: Sequence[Port]) -> list
             f"unable to load model '{model}', the number of outputs specified in the DALI pipeline and the "
             f"configuration file do not match. Model config outputs: {len(given)}, pipeline outputs: {len(ports)}"
         )
-    return list(zip(given, ports, strict=True))
+    return list(zip(given, ports))  # noqa: B905  as many, see above
 
 
 def _dali(model: str) -> Any:

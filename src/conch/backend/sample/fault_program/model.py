@@ -84,7 +84,7 @@ class TritonPythonModel:
         if "fail" in wanted:
             return refusal(wanted["fail"] or "this request was to fail", wanted.get("code", "INTERNAL"))
         tensors = []
-        for into, out in zip(self._inputs, self._outputs, strict=False):
+        for into, out in zip(self._inputs, self._outputs):  # noqa: B905  Python 3.9 has no `strict`
             tensor = pb_utils.get_input_tensor_by_name(request, into)
             if tensor is not None:
                 tensors.append(pb_utils.Tensor(out, tensor.as_numpy()))

@@ -52,14 +52,12 @@ class TritonPythonModel:
         columns = [[_array(request, name) for request in requests] for name in self._inputs]
         outputs = self._run(*[np.concatenate(column) for column in columns])
         ends = np.cumsum([len(array) for array in columns[0]])
-        for name, output in zip(self._outputs, outputs, strict=True):
+        for name, output in zip(self._outputs, outputs):  # noqa: B905  Python 3.9 has no `strict`
             _check_rows(name, output, int(ends[-1]))
         begin = 0
         responses = []
         for end in ends.tolist():
-            tensors = [
-                pb_utils.Tensor(name, output[begin:end]) for name, output in zip(self._outputs, outputs, strict=True)
-            ]
+            tensors = [pb_utils.Tensor(name, output[begin:end]) for name, output in zip(self._outputs, outputs)]  # noqa: B905
             responses.append(pb_utils.InferenceResponse(tensors))
             begin = end
         return responses
@@ -69,16 +67,14 @@ class TritonPythonModel:
         try:
             outputs = self._run(*inputs)
             if self._batching:
-                for name, output in zip(self._outputs, outputs, strict=True):
+                for name, output in zip(self._outputs, outputs):  # noqa: B905
                     _check_rows(name, output, len(inputs[0]))
         except Exception as error:  # noqa: BLE001  whatever a model does
             code = pb_utils.TritonError.INTERNAL
             if isinstance(error, self._errors):
                 code = _CODES.get(error.error_code, code)
             return pb_utils.InferenceResponse([], pb_utils.TritonError(f"TensorFlow: {_words(error)}", code))
-        tensors = [
-            pb_utils.Tensor(name, np.asarray(output)) for name, output in zip(self._outputs, outputs, strict=True)
-        ]
+        tensors = [pb_utils.Tensor(name, np.asarray(output)) for name, output in zip(self._outputs, outputs)]  # noqa: B905
         return pb_utils.InferenceResponse(tensors)
 
 
