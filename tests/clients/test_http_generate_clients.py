@@ -180,7 +180,8 @@ def test_a_client_that_does_not_read_holds_its_model_up(server: Server, reposito
         while part := client.recv(1 << 20):
             received += len(part)
     assert received > count * size
-    assert note(repository) == [count, False]
+    # Whether it is cancelled is asked after the last word, when the client may have left already.
+    assert note(repository)[0] == count
 
 
 def test_a_deadline_ends_a_stream(server: Server, repository: Path) -> None:
