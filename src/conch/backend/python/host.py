@@ -58,6 +58,8 @@ class PythonInstance:
         self._vigil = vigil_of(loop)
         self._closing = threading.Event()
         self._reviver: threading.Thread | None = None
+        #: Held while `_reviver` is set and not started yet.
+        self._starting = threading.Lock()
         self._closed = threading.Lock()
         self._worker: WorkerProcess | None = None
         self._batch: Sequence[InferRequest] | None = None
@@ -130,7 +132,8 @@ class PythonInstance:
     def close(self) -> None:
         with self._closed:
             self._closing.set()
-            reviver = self._reviver
+            with self._starting:
+                reviver = self._reviver
             if reviver is not None:
                 reviver.join()
             handed: Future[WorkerProcess | None] = Future()
@@ -432,10 +435,11 @@ class PythonInstance:
         if self._closing.is_set():
             return
         pause = self._backoff.died(time.monotonic())
-        self._reviver = threading.Thread(
-            target=self._revive, args=(pause,), name=f"restart {self._launch.instance}", daemon=True
-        )
-        self._reviver.start()
+        with self._starting:
+            self._reviver = threading.Thread(
+                target=self._revive, args=(pause,), name=f"restart {self._launch.instance}", daemon=True
+            )
+            self._reviver.start()
 
     def _revive(self, pause: float) -> None:
         """In a thread of its own: start workers until one is up."""
