@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import requests
 
 from support.clouds import AZURE_ACCOUNT, AZURE_KEY, S3, Azure, Gcs, wire_to
 from support.server import Server, ServerError
+from support.until import until
 
 pytest.importorskip("s3fs")
 pytestmark = pytest.mark.slow
@@ -51,13 +52,6 @@ def load(server: Server, name: str = "m") -> requests.Response:
 def index(server: Server) -> dict[str, str]:
     rows = requests.post(f"http://{server.http}/v2/repository/index", json={}, timeout=20).json()
     return {row["name"]: row.get("state", "") for row in rows}
-
-
-def until(true: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import queue
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
 from support.server import Server
+from support.until import until
 
 MODEL = """
 import threading
@@ -62,14 +62,6 @@ def ask(client: Any, count: int) -> queue.Queue[Any]:
     tensor.set_data_from_numpy(np.array([count], np.int32))
     client.async_stream_infer("count", [tensor], request_id="r", enable_empty_final_response=True)
     return arrived
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """The server ends things in its own time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
 
 
 def numbers(arrived: queue.Queue[Any], count: int) -> list[int]:

@@ -248,8 +248,9 @@ def test_a_request_can_be_given_up() -> None:
 
 
 def test_a_stream_that_is_forgotten_is_withdrawn() -> None:
-    """Also one that nobody has begun to read: what waits never runs, with threads and with event loops."""
+    """Also one that nobody has begun to read, and while the server's own thread is busy: what waits never runs."""
     gate = Gate()
+    free = threading.Event()
 
     def slow(x: float) -> float:
         return gate(x)
@@ -264,6 +265,8 @@ def test_a_stream_that_is_forgotten_is_withdrawn() -> None:
         model = server.model("slow")
         first = model.submit({"x": 1.0})
         assert gate.entered.wait(20)
+        assert server._home is not None
+        server._home.post(lambda: free.wait(20))
         model.stream({"x": 2.0})
         kept = model.stream({"x": 2.5})
         kept.close()
@@ -271,6 +274,7 @@ def test_a_stream_that_is_forgotten_is_withdrawn() -> None:
         asyncio.run(forget(model))
         gate.open.set()
         assert first.result(20)["output"].item() == 1.0
+        free.set()
         assert [each["output"].item() for each in model.stream({"x": 5.0})] == [5.0]
         assert model.statistics().model_stats[0].inference_count == 2
 

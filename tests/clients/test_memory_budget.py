@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from tritonclient.utils import InferenceServerException
 from fault.budget import put_onnx
 from support.python_models import HEAD
 from support.server import Server
+from support.until import until
 
 pytestmark = pytest.mark.slow
 
@@ -92,13 +92,6 @@ def metric(server: Server, name: str, model: str) -> float:
     found = re.search(rf'^{name}{{[^}}]*model="{model}"[^}}]*}} (\S+)$', page, re.MULTILINE)
     assert found, page
     return float(found[1])
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def workers(server: Server) -> int:

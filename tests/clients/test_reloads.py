@@ -19,6 +19,7 @@ import tritonclient.http as httpclient
 
 from support.reloading import WIDTH, ask, load, load_together, post, put, reasons
 from support.server import Server
+from support.until import until
 
 GATE = (
     'parameters { key: "conch_swap_gate" value { string_value: "{\\"requests\\": 8, \\"absolute_tolerance\\": 0.5}" } }'
@@ -149,15 +150,6 @@ def metrics(server: Server) -> dict[str, float]:
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
 
 
-def until(condition: Callable[[], bool]) -> bool:
-    end = time.monotonic() + 30
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
-
-
 class Sequence:
     """A client of the sequence model, or of an ensemble over it."""
 
@@ -188,7 +180,7 @@ def test_a_sequence_goes_on_where_it_began(root: Path, server: Server) -> None:
     assert old.send(0, start=True) == 3000
     assert old.send(1, end=True) == 3001
     # The version between has the other's first sequence until that is idle for too long.
-    assert until(lambda: len(psutil.Process(server.process.pid).children(recursive=True)) == workers + 1)
+    until(lambda: len(psutil.Process(server.process.pid).children(recursive=True)) == workers + 1)
     assert other.send(1, end=True) == 3001
 
 
@@ -220,7 +212,7 @@ def test_what_waits_in_the_old_version_is_answered_there(root: Path, server: Ser
     threads = [threading.Thread(target=lambda: answers.append(ask(server.http_port, "slow"))) for _ in range(12)]
     for thread in threads:
         thread.start()
-    assert until(lambda: metrics(server)['nv_inference_pending_request_count{model="slow",version="1"}'] > 8)
+    until(lambda: metrics(server)['nv_inference_pending_request_count{model="slow",version="1"}'] > 8)
     (root / "slow" / "1" / "model.py").write_text(slow.replace("np.float32(0)", "np.float32(7)"))
     assert load(server.http_port, "slow") == (200, None)
     assert ask(server.http_port, "slow") == 7

@@ -6,7 +6,6 @@ import hashlib
 import http.client
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 
 from conch.pb import grpc_service_pb2 as pb
 from support.server import TRITONSERVER, Server
+from support.until import until
 
 pytestmark = pytest.mark.slow
 
@@ -56,13 +56,6 @@ def ask(server: Server, method: str, path: str, body: Any = None) -> tuple[int, 
 def states(server: Server) -> dict[tuple[str, str], str]:
     index = ask(server, "POST", "/v2/repository/index")[1]
     return {(line["name"], line.get("version", "")): line.get("state", "") for line in index}
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.02)
 
 
 def count(server: Server) -> int:

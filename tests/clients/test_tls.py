@@ -6,8 +6,7 @@ import shutil
 import socket
 import ssl
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from support.grpc_server import GrpcServer
 from support.http_plane import Plane
 from support.http_server import ServerThread
 from support.server import TRITONSERVER, Server
+from support.until import until
 
 #: Short, so that a stalled handshake is soon over.
 PATIENCE = 0.5
@@ -245,13 +245,6 @@ def changing(own: Files, monkeypatch: pytest.MonkeyPatch) -> Iterator[SecureHttp
     server = SecureHttp(HttpOptions(address="127.0.0.1", port=0, **own.options(True)))
     yield server
     server.close()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_changed_certificates_are_taken_over(changing: SecureHttp, own: Files) -> None:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,7 @@ from conch.types.flow import Flow
 from conch.types.response import InferResponse
 from support.python_models import array_of, form_for, make_spec, model_source, outcome, served
 from support.requests import Recorder
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Processes end and start in their own time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
+from support.until import until
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -13,6 +11,7 @@ from fault import reload
 from support import reloading
 from support.reloading import ask, load, post, put
 from support.server import Server
+from support.until import until
 
 pytestmark = pytest.mark.slow
 
@@ -21,13 +20,6 @@ def test_nobody_notices_reloads_under_load() -> None:
     """300 requests a second, 14 reloads, half of them broken: no request fails, and nothing is left at the end."""
     report = reload.run(8, 14)
     assert not reload.verdict(report), report.text()
-
-
-def until(condition: Callable[[], bool], seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.02)
-    return condition()
 
 
 def test_an_unloaded_model_gives_its_memory_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,14 +42,14 @@ def test_an_unloaded_model_gives_its_memory_back(tmp_path: Path, monkeypatch: py
             assert load(server.http_port, name) == (200, None)
             assert ask(server.http_port, name) == 1
             post(server.http_port, f"/v2/repository/models/{name}/unload")
-        assert until(lambda: not process.children(), 10)
+        until(lambda: not process.children(), 10)
         quiet, base = own(), tree()
         assert load(server.http_port, "net") == (200, None)
         assert ask(server.http_port, "net") == 1
         assert own() > quiet + 50e6
         post(server.http_port, "/v2/repository/models/net/unload")
-        assert until(lambda: own() < quiet + 12e6, 2)
+        until(lambda: own() < quiet + 12e6, 2)
         assert load(server.http_port, "py") == (200, None)
         assert tree() > base + 10e6
         post(server.http_port, "/v2/repository/models/py/unload")
-        assert until(lambda: not process.children() and tree() < base + 12e6, 2)
+        until(lambda: not process.children() and tree() < base + 12e6, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import os
 import signal
 import socket
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -28,13 +29,22 @@ class ServerError(AssertionError):
     """The server did not do what a server does; the text ends with its log."""
 
 
+#: Ports that the system gives to nobody by itself; every process that runs tests goes round in its own thousand.
+_FIRST = 11_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 20 * 1000
+_PORTS = itertools.islice(itertools.cycle(range(_FIRST, _FIRST + 1000)), os.getpid() % 1000, None)
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, all different."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in sockets]
+    """Ports that were free a moment ago, all different, and not soon given again."""
+    found: list[int] = []
+    while len(found) < count:
+        port = next(_PORTS)
+        with socket.socket() as sock, suppress(OSError):
+            # As servers do: a port whose connections are still being forgotten is free.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("127.0.0.1", port))
+            found.append(port)
+    return found
 
 
 class Server:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
@@ -15,6 +14,7 @@ from conch.registry.threads import Threads
 from conch.service.models import Models
 from conch.types.error import Code, InferError
 from support.fake_models import House, loaded_of, scheduler_of
+from support.until import until
 
 
 def error_of(future: Future[None]) -> InferError:
@@ -370,7 +370,7 @@ def test_override_is_undone_by_the_next_plain_load() -> None:
         house.load("m")
         assert house.registry.ready_versions("m")[0].config.metric_tags["text"] == ""
         assert loaded_of(served).closed.wait(30)
-        wait_until(lambda: house.store.released == 1)
+        until(lambda: house.store.released == 1)
 
 
 def test_files_of_an_override_are_released_once_when_its_load_fails() -> None:
@@ -379,7 +379,7 @@ def test_files_of_an_override_are_released_once_when_its_load_fails() -> None:
         house.store.put("m", 1, 2)
         house.loader.broken["m", 2] = RuntimeError("boom")
         error_of(house.registry.load("m", {"config": "all", "file:1/x": b"x"}))
-        wait_until(lambda: house.store.released == 1)
+        until(lambda: house.store.released == 1)
 
 
 def test_override_that_cannot_be_parsed_is_told_in_its_own_words() -> None:
@@ -520,15 +520,8 @@ def test_statuses_tell_of_every_model() -> None:
         ]
 
 
-def wait_until(condition: object) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
 def wait_for_state(house: House, entry: tuple[str, str, str, str]) -> None:
-    wait_until(lambda: entry in house.index())
+    until(lambda: entry in house.index())
 
 
 def test_a_gate_that_breaks_leaves_what_serves() -> None:

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from conch.types.request import InferRequest
+
 _Result = TypeVar("_Result")
 
 
@@ -41,6 +43,11 @@ class Home:
             self.loop.call_soon_threadsafe(call)
         except RuntimeError:
             return
+
+    def withdraw(self, request: InferRequest) -> None:
+        """Any thread. From here on it is not taken for execution, though it leaves its queue a little later."""
+        request.cancelled = True
+        self.post(lambda: request.form.withdraw(request))
 
     def end(self, *, clean: bool) -> None:
         """With `clean`, threads that work for the loop are waited for."""

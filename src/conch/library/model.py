@@ -94,7 +94,7 @@ class Model:
         except InferError as error:
             raise _late(error, request) from None
         except (TimeoutError, asyncio.CancelledError):
-            self._withdraw(request)
+            self._home.withdraw(request)
             raise
 
     def stream(
@@ -154,7 +154,7 @@ class Model:
             raise _late(error, request) from None
         except BaseException:
             # Too late, or the program is being interrupted.
-            self._withdraw(request)
+            self._home.withdraw(request)
             sink.future.cancel()
             raise
 
@@ -189,9 +189,6 @@ class Model:
         form = data.prepare(head)
         ordered = tuple([parts[index] for index in form.order])
         return InferRequest(form, id, ordered, sink, time.monotonic_ns())
-
-    def _withdraw(self, request: InferRequest) -> None:
-        self._home.post(lambda: request.form.withdraw(request))
 
 
 def _late(error: InferError, request: InferRequest) -> BaseException:

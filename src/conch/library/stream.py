@@ -33,9 +33,8 @@ class _Ending:
         if self._closed:
             return
         self._closed = True
-        request = self._request
         if not self._sink.ended:
-            self._home.post(lambda: request.form.withdraw(request))
+            self._home.withdraw(self._request)
         self._home.post(self._sink.flow.release)
 
     def __del__(self) -> None:
