@@ -83,6 +83,9 @@ def open_torch(place: Path, _callers: int, threads: int) -> Callable[[np.ndarray
     import torch
 
     model = torch.jit.load(str(place / "1" / "model.pt")).eval()
+    with torch.no_grad():
+        # Its best: the server does it at load, too.
+        model = torch.jit.optimize_for_inference(torch.jit.freeze(model))
     torch.set_num_threads(threads)
 
     def caller(rows: np.ndarray[Any, Any]) -> Run:

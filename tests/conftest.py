@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 TESTS = Path(__file__).parent
 for place in (TESTS, TESTS.parent / "bench"):
@@ -13,6 +14,14 @@ for place in (TESTS, TESTS.parent / "bench"):
         sys.path.insert(0, str(place))
 # bench/triton is no package: libraries that look for the compiler of that name (PyTorch) would take it for one.
 sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
+
+# How long an example takes says something of the machine alone. The rest is Hypothesis' own choice, which under CI is
+# the same examples every time.
+settings.register_profile(
+    "patient", settings.get_profile(settings.get_current_profile_name()), deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)  # fmt: skip
+settings.load_profile("patient")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

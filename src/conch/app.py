@@ -28,6 +28,7 @@ from conch.memory.regions import Regions
 from conch.observe import loads, log, metrics, tracing
 from conch.observe import traffic as traffic_page
 from conch.observe.custom import Families
+from conch.observe.latencies import Details, details_of
 from conch.observe.process import MachineGauge
 from conch.observe.stats import ModelStats
 from conch.observe.trace import Tracer
@@ -61,7 +62,7 @@ from conch.service.settings import Settings
 from conch.service.traffic import Traffic
 from conch.transport import tls
 from conch.transport.bridge import Bridge
-from conch.types.error import InferError
+from conch.types.error import InferError, invalid
 from conch.types.request import RequestForm, RequestHead
 
 _log = logging.getLogger("conch")
@@ -75,6 +76,14 @@ def check(options: ServerOptions) -> None:
         if listener.enabled and listener.tls is not None:
             tls.load(listener.tls, alpn)
     tracing.check(options.trace)
+    _details(options)
+
+
+def _details(options: ServerOptions) -> Details:
+    try:
+        return details_of(options.metrics.config)
+    except ValueError as error:
+        raise invalid(str(error)) from None
 
 
 class Server:
@@ -101,6 +110,7 @@ class Server:
         self._poller: Poller | None = None
         self._agents = Agents(Path(options.repository.agent_directory))
         self._families = Families(metrics.taken)
+        self._details = _details(options)
         self._loads = loads.Loads()
         self._machine = MachineGauge(options.metrics.interval_ms / 1000)
         self._gpus = Gpus(options)
@@ -168,9 +178,9 @@ class Server:
         assert self._traffic is not None
         cached = self._cache.stats if isinstance(self._cache, LocalCache) else None
         gauge = self._machine.now() if self._options.metrics.cpu else None
-        page = metrics.render(self.registry.ready_versions(), gauge, cached, self._gpus.names) + loads.render(
-            self._loads
-        )
+        page = metrics.render(
+            self.registry.ready_versions(), gauge, cached, self._gpus.names, latency_counters=self._details.counters
+        ) + loads.render(self._loads)
         if self._steward is not None:
             page += self._steward.page()
         return page + self._gpus.page() + traffic_page.render(self._traffic.counts()) + self._families.render()
@@ -255,6 +265,7 @@ class Server:
             gpus=gpus,
             least=options.gpu.min_compute_capability,
             remember=remember,
+            details=self._details,
         )
         versions, self._steward = open_residency(
             loader, options.memory.budget, post, timer.later, repository.load_threads, gpus
@@ -265,7 +276,7 @@ class Server:
             versions,
             repository,
             post,
-            EnsembleLoader(prepare_step, post, remember),
+            EnsembleLoader(prepare_step, post, remember, self._details),
             self._loads,
             Gatekeeper(prepare_step),
         )

@@ -58,7 +58,11 @@ class Listeners:
     async def add(self, transport: Transport, address: str) -> Transport:
         """Start a listener that somebody else has made; it ends with the others."""
         self._open.append(transport)
-        await transport.start()
+        try:
+            await transport.start()
+        except BaseException:
+            await self.remove(transport)
+            raise
         _log.info("Started %s at %s:%d", transport.title, address, transport.port)
         return transport
 
@@ -96,5 +100,6 @@ class Listeners:
             await asyncio.sleep(0.01)
 
     async def close(self) -> None:
-        for transport in self._open:
+        # Somebody may remove one meanwhile.
+        for transport in list(self._open):
             await transport.close()

@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -31,7 +32,8 @@ def run(options: ServerOptions, greet: Callable[[int], None] | None = None, advi
     try:
         handler = log.configure(options.log)
     except OSError as error:
-        print(f"conch: cannot write the log to {options.log.file}: {error.strerror}")  # noqa: T201  there is no log
+        # There is no log.
+        print(f"conch: cannot write the log to {options.log.file}: {error.strerror}", file=sys.stderr)  # noqa: T201
         return 1
     try:
         for flag in options.ignored:
@@ -65,6 +67,9 @@ async def _serve(server: Server, greet: Callable[[int], None] | None, advice: st
         started = False
     except OSError as error:
         _log.error("%s", error.strerror or error)
+        started = False
+    except Exception:  # noqa: BLE001  whatever it is, what was begun is ended
+        _log.exception("error: creating server")
         started = False
     if not started:
         if not await server.end():

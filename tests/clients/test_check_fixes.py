@@ -16,12 +16,12 @@ from support.server import BIN, CONCH, TRITONSERVER, Server
 
 def conch_check(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [str(BIN / "conch"), "check", *map(str, arguments)]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=110)
 
 
 def index(server: Server) -> list[dict[str, str]]:
     request = urllib.request.Request(f"http://{server.http}/v2/repository/index", data=b"{}", method="POST")
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         found: list[dict[str, str]] = json.load(answer)
         return found
 

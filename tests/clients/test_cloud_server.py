@@ -15,7 +15,8 @@ from support.server import Server, ServerError
 from support.until import until
 
 pytest.importorskip("s3fs")
-pytestmark = pytest.mark.slow
+#: Azurite may have to be installed first.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 CONFIG = """
 backend: "python"
@@ -39,7 +40,7 @@ class TritonPythonModel:
 
 def ask(server: Server, name: str = "m") -> float:
     body = {"inputs": [{"name": "X", "datatype": "FP32", "shape": [1, 1], "data": [1.0]}]}
-    answer = requests.post(f"http://{server.http}/v2/models/{name}/infer", json=body, timeout=20)
+    answer = requests.post(f"http://{server.http}/v2/models/{name}/infer", json=body, timeout=60)
     assert answer.status_code == 200, answer.text
     value: float = answer.json()["outputs"][0]["data"][0]
     return value
@@ -50,7 +51,7 @@ def load(server: Server, name: str = "m") -> requests.Response:
 
 
 def index(server: Server) -> dict[str, str]:
-    rows = requests.post(f"http://{server.http}/v2/repository/index", json={}, timeout=20).json()
+    rows = requests.post(f"http://{server.http}/v2/repository/index", json={}, timeout=60).json()
     return {row["name"]: row.get("state", "") for row in rows}
 
 
@@ -72,6 +73,8 @@ def test_models_are_served_and_reloaded_from_s3(s3: S3, tmp_path: Path) -> None:
     flags = ("--model-control-mode=explicit", "--load-model=m")
     with started(f"{s3.url}/a", tmp_path, *flags) as server:
         assert ask(server) == 2.0
+        # The log's own thread may write later than the answer leaves.
+        until(lambda: "successfully loaded 'm'" in server.log)
         options = next(line for line in server.log.splitlines() if "model_repository_path[0]" in line)
         assert f"{s3.url}/a" in options
         assert server.log.count("downloaded 'm'") == 1
@@ -88,7 +91,7 @@ def test_models_are_served_and_reloaded_from_s3(s3: S3, tmp_path: Path) -> None:
         assert load(server, "late").status_code == 200
         assert ask(server, "late") == 4.0
         until(lambda: set(index(server)) == {"m", "late"})
-        requests.post(f"http://{server.http}/v2/repository/models/late/unload", json={}, timeout=20)
+        requests.post(f"http://{server.http}/v2/repository/models/late/unload", json={}, timeout=60)
         assert "do-not-show" not in server.log
     downloads = server.log.count("downloaded ")
     assert downloads == 4
@@ -118,7 +121,8 @@ def test_a_storage_that_goes_away_leaves_models_serving(s3: S3, tmp_path: Path) 
                 requests.post(f"http://{server.http}/v2/repository/models/m/load", json={}, timeout=0.5)
             begun = time.monotonic()
             server.stop()
-            assert time.monotonic() - begun < 10
+            # Less than --exit-timeout-secs.
+            assert time.monotonic() - begun < 25
 
 
 def test_a_storage_that_cannot_be_reached_ends_the_start(tmp_path: Path) -> None:
@@ -130,7 +134,7 @@ def test_a_storage_that_cannot_be_reached_ends_the_start(tmp_path: Path) -> None
     patient = started("s3://127.0.0.1:1/models", tmp_path, "--exit-on-error=false")
     with patient as server:
         assert index(server) == {}
-        assert "failed to read model repository s3://127.0.0.1:1/models: " in server.log
+        until(lambda: "failed to read model repository s3://127.0.0.1:1/models: " in server.log)
 
 
 def test_folders_gcs_and_azure_in_one_server(tmp_path: Path) -> None:
@@ -155,7 +159,7 @@ def test_folders_gcs_and_azure_in_one_server(tmp_path: Path) -> None:
         with started(str(near), tmp_path / "cache", *flags, env=env) as server:
             assert [ask(server, name) for name in ("near", "google", "azure")] == [2.0, 3.0, 4.0]
             assert index(server)["both"] == "UNAVAILABLE"
-            assert "failed to poll model 'both': not unique across all model repositories" in server.log
+            until(lambda: "failed to poll model 'both': not unique across all model repositories" in server.log)
             assert AZURE_KEY not in server.log
     finally:
         gcs.close()
@@ -172,7 +176,7 @@ def test_polling_follows_a_storage(s3: S3, tmp_path: Path) -> None:
         until(lambda: index(server).get("new") == "READY" and ask(server) == 5.0)
         s3.remove("p/new/config.pbtxt", "p/new/1/model.py")
         until(lambda: "new" not in index(server))
-        assert server.log.count("downloaded 'm'") == 2
+    assert server.log.count("downloaded 'm'") == 2
 
 
 def test_a_bad_url_ends_the_start(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 from support.environments import make_venv
 from support.server import Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 #: Model -> its requirements. scikit-learn 1.3 does not work with NumPy 2.
 REQUIREMENTS = {"old": "scikit-learn==1.3.2\nnumpy==1.26.4\n", "new": "scikit-learn==1.6.1\nnumpy>=2,<3\n"}
@@ -105,7 +105,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
         (folder / "requirements.txt").write_text(requirements)
         environment = make_venv(place / model, *requirements.split())
         answers = place / f"{model}.npz"
-        subprocess.run([environment / "bin" / "python", "-c", TRAIN, folder, answers], check=True, timeout=120)
+        subprocess.run([environment / "bin" / "python", "-c", TRAIN, folder, answers], check=True, timeout=300)
         with np.load(answers) as file:
             images, direct[model], versions[model] = file["images"], file["probabilities"], file["versions"].tolist()
     (lay(repository, "alone") / "estimator.joblib").write_bytes(

@@ -17,6 +17,7 @@ from support.server import Server
 from support.until import until
 
 MODEL = """
+import pathlib
 import threading
 import time
 
@@ -34,6 +35,9 @@ class TritonPythonModel:
         for number in range(count):
             sender.send(pb_utils.InferenceResponse([pb_utils.Tensor("OUT", np.array([number], np.int32))]))
             time.sleep(0.05)
+        hold = pathlib.Path(__file__).with_name("hold")
+        while hold.exists() and count == 10 and not sender.is_cancelled():
+            time.sleep(0.01)
         sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 """
 CONFIG = """
@@ -66,7 +70,7 @@ def ask(client: Any, count: int) -> queue.Queue[Any]:
 
 def numbers(arrived: queue.Queue[Any], count: int) -> list[int]:
     """The next `count` responses; an empty one is -1."""
-    found = [arrived.get(timeout=20) for _ in range(count)]
+    found = [arrived.get(timeout=60) for _ in range(count)]
     return [np.frombuffer(each.raw_output_contents[0], np.int32)[0] if each.outputs else -1 for each in found]
 
 
@@ -95,8 +99,10 @@ def test_a_stop_waits_for_open_responders(server: Server) -> None:
     assert server.wait() == 0
 
 
-def test_a_client_that_leaves_ends_nothing_but_its_own_request(server: Server) -> None:
+def test_a_client_that_leaves_ends_nothing_but_its_own_request(server: Server, tmp_path: Path) -> None:
     """The model goes on answering whoever is there, and what the other had asked for is settled."""
+    # Its last response waits until the server has heard that it left.
+    (tmp_path / "count" / "1" / "hold").touch()
     with grpcclient.InferenceServerClient(server.grpc) as stays:
         with grpcclient.InferenceServerClient(server.grpc) as leaves:
             gone = ask(leaves, 10)

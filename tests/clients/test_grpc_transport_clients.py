@@ -7,7 +7,6 @@ import shutil
 import socket
 import struct
 import subprocess
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +23,7 @@ from conch.pb import grpc_service_pb2 as pb
 from conch.transport.grpc import GrpcTransport
 from support.grpc_server import GrpcServer
 from support.h2client import INFER, framed, infer_message
+from support.until import until
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICE = "/inference.GRPCInferenceService/"
@@ -58,7 +58,7 @@ def test_grpcio_infers(channel: grpc.Channel) -> None:
         request = pb.ModelInferRequest(model_name="identity", id=str(size))
         request.inputs.add(name="INPUT0", datatype="FP32", shape=[1, size])
         request.raw_input_contents.append(values.tobytes())
-        answer = call(request, timeout=30)
+        answer = call(request, timeout=60)
         assert answer.id == str(size)
         assert answer.raw_output_contents[0] == values.tobytes()
 
@@ -66,7 +66,7 @@ def test_grpcio_infers(channel: grpc.Channel) -> None:
 def test_grpcio_in_parallel(channel: grpc.Channel) -> None:
     """Many calls at once on one connection each get their own answer."""
     call = unary(channel, "ModelInfer", pb.ModelInferResponse)
-    futures = [call.future(infer_message(str(n), [n] * (1 + n * 97 % 9000)), timeout=30) for n in range(300)]
+    futures = [call.future(infer_message(str(n), [n] * (1 + n * 97 % 9000)), timeout=60) for n in range(300)]
     for n, future in enumerate(futures):
         answer = future.result()
         assert answer.id == str(n)
@@ -77,11 +77,11 @@ def test_grpcio_errors(channel: grpc.Channel) -> None:
     """Status codes and texts arrive, texts beyond ASCII too."""
     call = unary(channel, "ModelInfer", pb.ModelInferResponse)
     with pytest.raises(grpc.RpcError) as error:
-        call(pb.ModelInferRequest(model_name="größe\n"), timeout=10)
+        call(pb.ModelInferRequest(model_name="größe\n"), timeout=60)
     assert error.value.code() is grpc.StatusCode.NOT_FOUND
     assert error.value.details() == "Request for unknown model: 'größe\n' is not found"
     with pytest.raises(grpc.RpcError) as error:
-        unary(channel, "Nope", pb.ModelInferResponse)(infer_message(), timeout=10)
+        unary(channel, "Nope", pb.ModelInferResponse)(infer_message(), timeout=60)
     assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
@@ -90,9 +90,9 @@ def test_health(channel: grpc.Channel, server: GrpcServer) -> None:
     from conch.pb import health_pb2
 
     check = unary(channel, "/grpc.health.v1.Health/Check", health_pb2.HealthCheckResponse)
-    assert check(health_pb2.HealthCheckRequest(), timeout=10).status == 1
+    assert check(health_pb2.HealthCheckRequest(), timeout=60).status == 1
     server.registry.is_ready = False
-    assert check(health_pb2.HealthCheckRequest(service="any"), timeout=10).status == 2
+    assert check(health_pb2.HealthCheckRequest(service="any"), timeout=60).status == 2
     server.registry.is_ready = True
 
 
@@ -100,20 +100,26 @@ def test_deadlines_and_cancelling() -> None:
     """A client's deadline or cancel ends the call, marks the request, and the connection goes on."""
     with GrpcServer("hold") as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         call = unary(channel, "ModelInfer", pb.ModelInferResponse)
-        with pytest.raises(grpc.RpcError) as error:
-            call(infer_message("a"), timeout=0.2)
-        assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+        def held() -> list[str]:
+            return [request.id for request in server.scheduler.held]
+
+        # A call whose time is over before it has left is none that the server knows.
+        for timeout in (0.2, 1, 5, 20):
+            with pytest.raises(grpc.RpcError) as error:
+                call(infer_message("a"), timeout=timeout)
+            assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            if held():
+                break
+        assert set(held()) == {"a"}
         future = call.future(infer_message("b"))
-        while len(server.scheduler.held) < 2:
-            threading.Event().wait(0.01)
+        until(lambda: "b" in held())
         future.cancel()
-        while not all(request.cancelled for request in server.scheduler.held):
-            threading.Event().wait(0.01)
+        until(lambda: all(request.cancelled for request in server.scheduler.held))
         future = call.future(infer_message("c"))
-        while len(server.scheduler.held) < 3:
-            threading.Event().wait(0.01)
+        until(lambda: "c" in held())
         server.call(server.scheduler.release)
-        assert future.result(10).id == "c"
+        assert future.result(60).id == "c"
 
 
 def test_drain() -> None:
@@ -121,15 +127,14 @@ def test_drain() -> None:
     with GrpcServer("hold") as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         call = unary(channel, "ModelInfer", pb.ModelInferResponse)
         future = call.future(infer_message("a"))
-        while not server.scheduler.held:
-            threading.Event().wait(0.01)
+        until(lambda: bool(server.scheduler.held))
         server.call(server.transport.stop_accepting)
         with pytest.raises(grpc.RpcError) as error:
-            call(infer_message("b"), timeout=10)
+            call(infer_message("b"), timeout=60)
         assert error.value.code() is grpc.StatusCode.UNAVAILABLE
         assert error.value.details() == "GRPC server is shutting down and has stopped accepting new requests."
         server.call(server.scheduler.release)
-        assert future.result(10).id == "a"
+        assert future.result(60).id == "a"
 
 
 def test_an_address_in_use() -> None:
@@ -164,7 +169,7 @@ def test_tritonclient(server: GrpcServer) -> None:
         ]
         tensor = client_module.InferInput("INPUT0", [1, 16], "FP32")
         tensor.set_data_from_numpy(values)
-        result = client.infer("identity", [tensor], request_id="7", client_timeout=20)
+        result = client.infer("identity", [tensor], request_id="7", client_timeout=60)
         assert result.get_response().id == "7"
         np.testing.assert_array_equal(result.as_numpy("OUTPUT0"), values)
         strings = np.array([[b"a", "ö".encode()]], dtype=object)
@@ -197,7 +202,7 @@ def test_h2(server: GrpcServer) -> None:
     """The h2 library, which checks every frame that it gets, has no complaint."""
     client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
     body = framed(infer_message("x", range(30_000)).SerializeToString())
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as sock:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as sock:
         client.initiate_connection()
         sock.sendall(client.data_to_send())
         answers: dict[int, bytearray] = {}
@@ -229,7 +234,7 @@ def test_h2(server: GrpcServer) -> None:
         assert len(pb.ModelInferResponse.FromString(bytes(answer[5:])).raw_output_contents[0]) == 120_000
 
 
-def run(*command: str, timeout: float = 60) -> str:
+def run(*command: str, timeout: float = 100) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=True).stdout
 
 
@@ -238,7 +243,7 @@ def test_curl(server: GrpcServer, tmp_path: Path) -> None:
     """curl with prior knowledge gets a gRPC answer, and plain HTTP statuses where it does not speak gRPC."""
     (tmp_path / "live").write_bytes(framed())
     url = f"http://127.0.0.1:{server.port}"
-    curl = ("curl", "-s", "-m", "10", "--http2-prior-knowledge")
+    curl = ("curl", "-s", "-m", "60", "--http2-prior-knowledge")
     out = run(
         *curl, "-i", "-H", "content-type: application/grpc", "--data-binary", f"@{tmp_path / 'live'}",
         f"{url}{SERVICE}ServerLive",
@@ -266,12 +271,16 @@ def node_modules() -> Path:
     place = ROOT / ".cache" / "node"
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed")
-    if not (place / "node_modules" / "@grpc" / "grpc-js").is_dir():
+    if not (place / "done").exists():
         place.mkdir(parents=True, exist_ok=True)
-        run(
-            "npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(place),
-            "@grpc/grpc-js@1", "@grpc/proto-loader@0", timeout=100,
-        )  # fmt: skip
+        try:
+            run(
+                "npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(place),
+                "@grpc/grpc-js@1", "@grpc/proto-loader@0", timeout=100,
+            )  # fmt: skip
+        except subprocess.SubprocessError as error:
+            pytest.skip(f"grpc-js cannot be had: {error}")
+        (place / "done").touch()
     return place / "node_modules"
 
 
@@ -283,7 +292,7 @@ const client = new proto.inference.GRPCInferenceService(process.argv[3], grpc.cr
 const infer = (id, size) => new Promise((resolve, reject) => {
   const raw = Buffer.alloc(4 * size, id);
   client.ModelInfer({model_name: 'identity', id: String(id), inputs: [{name: 'INPUT0', datatype: 'FP32',
-    shape: [1, size]}], raw_input_contents: [raw]}, {deadline: Date.now() + 20000}, (error, answer) => error ?
+    shape: [1, size]}], raw_input_contents: [raw]}, {deadline: Date.now() + 60000}, (error, answer) => error ?
     reject(error) : resolve(answer.id === String(id) && answer.raw_output_contents[0].equals(raw)));
 });
 (async () => {
@@ -299,6 +308,7 @@ const infer = (id, size) => new Promise((resolve, reject) => {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_grpc_js(server: GrpcServer, node_modules: Path, tmp_path: Path) -> None:
     """Node's gRPC client, which is written without C-core, gets its answers and its error."""
     script = node_modules.parent / f"client-{server.port}.js"
@@ -318,14 +328,10 @@ def test_many_connections(server: GrpcServer) -> None:
     def once(number: int) -> str:
         options = [("grpc.use_local_subchannel_pool", 1)]
         with grpc.insecure_channel(f"127.0.0.1:{server.port}", options) as channel:
-            answer: str = unary(channel, "ModelInfer", pb.ModelInferResponse)(infer_message(str(number)), timeout=20).id
+            answer: str = unary(channel, "ModelInfer", pb.ModelInferResponse)(infer_message(str(number)), timeout=60).id
             return answer
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(once, range(64))) == [str(number) for number in range(64)]
-    for _ in range(500):
-        if server.call(server.transport.connections) == 0:
-            break
-        threading.Event().wait(0.01)
-    assert server.call(server.transport.connections) == 0
+    until(lambda: server.call(server.transport.connections) == 0)
     assert server.call(server.transport.inflight) == 0

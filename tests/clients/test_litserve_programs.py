@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
-import signal
-import subprocess
-import sys
+import socket
 import threading
 import urllib.error
 import urllib.request
@@ -23,6 +21,7 @@ from pydantic import BaseModel
 
 import conch.litserve as ls
 from conch.types.error import InferError
+from support.program import running
 from support.server import free_ports
 
 PROGRAM = """
@@ -66,6 +65,8 @@ class Square(ls.LitAPI):
     def predict(self, x: float) -> float:
         if x == 13:
             raise ls.HTTPException(418, "unlucky", {"X-Why": "thirteen"})
+        if x in (204, 304):
+            raise ls.HTTPException(int(x), "nothing to say", {"X-Why": "thirteen"})
         return x**self.power
 
     def encode_response(self, output: float) -> Any:
@@ -129,7 +130,7 @@ class Overlapping(ls.LitAPI):
 
     async def predict(self, x: Any, context: dict[str, Any]) -> Any:
         self.open += 1
-        for _ in range(200):
+        for _ in range(6000):
             if self.open >= 3:
                 break
             await asyncio.sleep(0.01)
@@ -171,9 +172,10 @@ class Raw(ls.LitAPI):
 def server() -> Iterator[ls.LitServer]:
     apis = [
         Square(),
-        Batched(max_batch_size=4, batch_timeout=0.2, api_path="/batched"),
+        # A full batch goes at once: nothing here waits so long.
+        Batched(max_batch_size=4, batch_timeout=60, api_path="/batched"),
         Streamed(stream=True, api_path="/streamed"),
-        StreamedBatch(stream=True, max_batch_size=2, batch_timeout=0.2, api_path="/streamed_batch"),
+        StreamedBatch(stream=True, max_batch_size=2, batch_timeout=60, api_path="/streamed_batch"),
         Overlapping(enable_async=True, api_path="/overlapping"),
         OverlappingStream(enable_async=True, stream=True, api_path="/overlapping_stream"),
         Raw(api_path="/raw"),
@@ -191,7 +193,7 @@ def ask(
     head = {"Content-Type": "application/json", **(headers or {})}
     request = urllib.request.Request(f"http://127.0.0.1:{server.port}{path}", data, head)
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=100) as answer:
             return answer.status, answer.headers.get("Content-Type", ""), answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.headers.get("Content-Type", ""), error.read()
@@ -199,31 +201,17 @@ def ask(
 
 def test_a_program_serves_until_it_is_told_to_end(tmp_path: Path) -> None:
     """The quick start as a program of its own: it answers, and SIGTERM is an orderly end."""
-    (tmp_path / "server.py").write_text(PROGRAM)
     (port,) = free_ports(1)
-    program = subprocess.Popen(
-        [sys.executable, "server.py", str(port)],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        for _ in range(600):
-            try:
-                if ask(SimpleNamespace(port=port), "/health")[0] == 200:  # type: ignore[arg-type]
-                    break
-            except OSError:
-                threading.Event().wait(0.05)
-            assert program.poll() is None, program.communicate()
-        found = ask(SimpleNamespace(port=port), "/predict", {"input": 4})  # type: ignore[arg-type]
+    with running(tmp_path, PROGRAM, port) as program:
+        program.until(lambda: ask(at(port), "/health")[0] == 200)
+        found = ask(at(port), "/predict", {"input": 4})
         assert (found[0], json.loads(found[2])) == (200, {"output": 80})
-        program.send_signal(signal.SIGTERM)
-        assert program.communicate(timeout=30) == ("ended\n", "")
-        assert program.returncode == 0
-    finally:
-        program.kill()
-        program.wait()
+        assert program.ended() == (0, "ended\n", "")
+
+
+def at(port: int) -> Any:
+    """Of a server in another process."""
+    return SimpleNamespace(port=port)
 
 
 def test_requests_are_decoded_predicted_and_encoded(server: ls.LitServer) -> None:
@@ -290,12 +278,47 @@ def test_forms_and_files(server: ls.LitServer) -> None:
 
 def test_headers_of_the_program_are_carried(server: ls.LitServer) -> None:
     """Those that an exception brings are in the answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=100)
     for _ in range(2):
         connection.request("POST", "/predict", b'{"input": 13}', {"Content-Type": "application/json"})
         answer = connection.getresponse()
         assert (answer.status, answer.headers["X-Why"], answer.read()) == (418, "thirteen", b'{"detail":"unlucky"}')
     connection.close()
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_answers_without_a_body_have_none(server: ls.LitServer, status: int) -> None:
+    """Clients do not read one there: its bytes would begin the next answer on the connection."""
+    body = b'{"input": %d}' % status
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+        found = b"".join(iter(lambda: connection.recv(65536), b""))
+    first, _, rest = found.partition(b"\r\n\r\n")
+    assert first.startswith(b"HTTP/1.1 %d " % status)
+    assert b"X-Why: thirteen" in first
+    assert b"content-length" not in first.lower()
+    assert rest.startswith(b"HTTP/1.1 200 OK")
+
+
+def test_a_server_runs_once_at_a_time() -> None:
+    """A second start is refused and disturbs nothing; after the end it may run again, and an early stop counts."""
+    server = ls.LitServer(Square(), accelerator="cpu")
+    server.start("127.0.0.1", 0)
+    with pytest.raises(RuntimeError, match=f"the server runs already, at port {server.port}"):
+        server.start("127.0.0.1", 0)
+    assert ask(server, "/predict", {"input": 2})[0] == 200
+    server.stop()
+    server.start("127.0.0.1", 0)
+    assert ask(server, "/predict", {"input": 2})[0] == 200
+    server.stop()
+
+
+def test_wishes_without_effect_are_named() -> None:
+    """What LitServe does with them has no counterpart."""
+    for name in ("fast_queue", "track_requests"):
+        with pytest.warns(UserWarning, match=f"LitServer.{name}=....* has no effect"):
+            ls.LitServer(Square(), accelerator="cpu", **{name: True})
 
 
 def test_the_other_endpoints(server: ls.LitServer) -> None:
@@ -329,18 +352,18 @@ def test_requests_that_wait_too_long_are_told() -> None:
     class Slow(Square):
         def predict(self, x: float) -> float:
             entered.set()
-            assert go_on.wait(20)
+            assert go_on.wait(60)
             return x
 
-    server = ls.LitServer(Slow(), accelerator="cpu", timeout=0.1)
+    server = ls.LitServer(Slow(), accelerator="cpu", timeout=2)
     server.start("127.0.0.1", 0)
     try:
         with ThreadPoolExecutor(1) as threads:
             first = threads.submit(ask, server, "/predict", {"input": 1})
-            assert entered.wait(20)
+            assert entered.wait(60)
             assert ask(server, "/predict", {"input": 2}) == (504, "application/json", b'{"detail":"Request timed out"}')
             go_on.set()
-            assert first.result(20)[0] == 200
+            assert first.result(60)[0] == 200
     finally:
         go_on.set()
         server.stop()
@@ -349,7 +372,7 @@ def test_requests_that_wait_too_long_are_told() -> None:
 def test_each_worker_has_a_copy_of_its_own() -> None:
     """`workers_per_device`: `setup` of each, side by side."""
     seen: set[int] = set()
-    both = threading.Barrier(2, timeout=20)
+    both = threading.Barrier(2, timeout=100)
 
     class Counted(Square):
         def setup(self, device: str) -> None:
@@ -377,6 +400,7 @@ def test_each_worker_has_a_copy_of_its_own() -> None:
     [
         (lambda: ls.LitServer([]), ValueError, "needs a LitAPI"),
         (lambda: ls.LitServer(Square(), accelerator="tpu"), ValueError, "accelerator must be"),
+        (lambda: ls.LitServer(Square(), devices="two"), ValueError, "devices must be 'auto', a number"),
         (lambda: ls.LitServer(Square(api_path="predict")), ValueError, "must begin with '/'"),
         (lambda: ls.LitServer([Square(), Square()]), ValueError, "several APIs have the same api_path"),
         (lambda: ls.LitServer(Square(stream=True)), ValueError, "Square.predict must yield"),

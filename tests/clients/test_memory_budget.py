@@ -257,14 +257,17 @@ def test_models_load_on_demand_and_sleep_when_idle(lazy: Server) -> None:
     assert metric(lazy, "conch_model_cold_loads_total", "watched") == 0
     assert "watched" in asleep(lazy)
     assert ask(lazy, "watched") == 1.0
-    assert "watched" not in asleep(lazy)
+    assert metric(lazy, "conch_model_cold_loads_total", "watched") == 1
+    # Asked again and again, as it may sleep before it is looked at.
+    until(lambda: ask(lazy, "watched") > 0 and "watched" not in asleep(lazy))
     until(lambda: "watched" in asleep(lazy))
+    loads = metric(lazy, "conch_model_cold_loads_total", "watched")
     assert ask(lazy, "watched") == 1.0
-    assert metric(lazy, "conch_model_cold_loads_total", "watched") == 2
+    assert metric(lazy, "conch_model_cold_loads_total", "watched") == loads + 1
 
 
 def test_models_in_the_server_s_process_give_their_memory_back(lazy: Server) -> None:
-    """The weights of an ONNX model are gone from the server two seconds after it was put to sleep, and before."""
+    """The weights of an ONNX model are gone from the server soon after it was put to sleep."""
     process = psutil.Process(lazy.process.pid)
     given = grpcclient.InferInput("X", [1, 4], "FP32")
     given.set_data_from_numpy(np.zeros((1, 4), np.float32))
@@ -273,11 +276,15 @@ def test_models_in_the_server_s_process_give_their_memory_back(lazy: Server) -> 
         client.infer("weights", [given])
         until(lambda: "weights" in asleep(lazy))
         before = process.memory_info().rss
-        assert client.infer("weights", [given]).as_numpy("Y")[0, 0] == 3.0
-        awake = process.memory_info().rss
+
+        def grows() -> bool:
+            assert client.infer("weights", [given]).as_numpy("Y")[0, 0] == 3.0
+            return process.memory_info().rss - before > 50 << 20
+
+        # Asked again and again, as it may sleep before it is looked at.
+        until(grows)
     until(lambda: "weights" in asleep(lazy))
     until(lambda: process.memory_info().rss - before < 10 << 20)
-    assert awake - before > 50 << 20
     assert metric(lazy, "conch_model_memory_bytes", "weights") >= 60 << 20
 
 
@@ -323,7 +330,7 @@ def test_a_model_that_cannot_be_woken_says_why(lazy: Server, lazy_repository: Pa
     with pytest.raises(InferenceServerException, match=r"could not be loaded on demand: .*no weights") as caught:
         ask(lazy, "broken")
     assert caught.value.status() == "StatusCode.UNAVAILABLE"
-    assert "no weights" in index(lazy)["broken"][1]
+    until(lambda: "no weights" in index(lazy)["broken"][1])
     (lazy_repository / "broken" / "1" / "model.py").write_text(MODEL.replace("MEGABYTES", "1"))
 
     def serves() -> bool:

@@ -17,6 +17,7 @@ TOOL = Path(__file__).parent.parent.parent / ".cache" / "triton" / "perf_analyze
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(300),
     pytest.mark.skipif(not TOOL.exists(), reason="perf_analyzer is not installed: bench/triton/setup.sh"),
 ]
 
@@ -89,7 +90,12 @@ def analyze(server: Server, place: Path, *options: str, model: str = "floats", c
     url = server.grpc if "grpc" in options else server.http
     length = [f"--request-count={count}"] if count else []
     command = [str(TOOL), "-m", model, "-u", url, *length, "-f", str(report), "--verbose-csv", *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, stdin=subprocess.DEVNULL)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=100, check=False, stdin=subprocess.DEVNULL
+        )
+    except subprocess.TimeoutExpired as late:
+        raise AssertionError(f"{' '.join(options)}: no end\n{late.stdout}\n{server.stacks()[-20_000:]}") from None
     said = done.stdout + done.stderr
     assert done.returncode == 0, f"{' '.join(options)}: exit code {done.returncode}\n{said}\n{server.log[-2000:]}"
     rows = list(csv.DictReader(report.read_text().splitlines()))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import subprocess
-import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -40,6 +37,7 @@ from conch.pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from conch.pytriton.program import CallableProgram
 from conch.pytriton.triton import Triton, TritonConfig
 from conch.types.error import InferError
+from support.program import running
 from support.server import free_ports
 
 FLOAT = Tensor(dtype=np.float32, shape=(-1,))
@@ -98,35 +96,16 @@ def floats(*rows: list[float]) -> np.ndarray:
 
 def test_a_program_serves_until_it_is_told_to_end(tmp_path: Path) -> None:
     """The quick start as a program of its own: it answers, and SIGTERM is an orderly end."""
-    (tmp_path / "server.py").write_text(PROGRAM)
     (port,) = free_ports(1)
-    program = subprocess.Popen(
-        [sys.executable, "server.py", str(port)],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        client = http_client.InferenceServerClient(f"127.0.0.1:{port}")
-        for _ in range(600):
-            try:
-                if client.is_model_ready("Linear"):
-                    break
-            except OSError:
-                pass
-            assert program.poll() is None, program.communicate()
-            threading.Event().wait(0.05)
+    with (
+        running(tmp_path, PROGRAM, port) as program,
+        http_client.InferenceServerClient(f"127.0.0.1:{port}") as client,
+    ):
+        program.until(lambda: client.is_model_ready("Linear"))
         given = http_client.InferInput("INPUT_1", [2, 2], "FP32")
         given.set_data_from_numpy(floats([1, 0], [0, 1]))
         np.testing.assert_array_equal(client.infer("Linear", [given]).as_numpy("OUTPUT_1"), [[0, 1, 2], [3, 4, 5]])
-        client.close()
-        program.send_signal(signal.SIGTERM)
-        assert program.communicate(timeout=30) == ("ended\n", "")
-        assert program.returncode == 0
-    finally:
-        program.kill()
-        program.wait()
+        assert program.ended() == (0, "ended\n", "")
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +253,7 @@ def test_decoupled_models_stream(triton: Triton) -> None:
         given = grpc_client.InferInput("x", [1, 1], "FP32")
         given.set_data_from_numpy(floats([1]))
         client.async_stream_infer("counts", [given])
-        assert ended.wait(20)
+        assert ended.wait(60)
         client.stop_stream()
     assert found == [[[1.0]], [[2.0]], [[3.0]]]
 
@@ -352,7 +331,7 @@ def test_a_model_that_cannot_go_on_ends_the_server() -> None:
         serving.start()
         with pytest.raises(Exception, match="the device is gone"):
             ask(triton, "lost", INPUT_1=floats([1]))
-        serving.join(20)
+        serving.join(60)
         assert not serving.is_alive()
         assert triton.stop() is False
 
@@ -366,7 +345,7 @@ def test_configuration_comes_from_the_environment_too(monkeypatch: pytest.Monkey
         triton.bind("m", Model(1).infer, [Tensor((1,), np.float32, "x")], [Tensor((1,), np.float32, "y")])
         triton.run()
         assert (triton.http_port, triton.grpc_port) == (port, 0)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/models/m/ready", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/models/m/ready", timeout=60) as answer:
             assert answer.status == 200
 
 

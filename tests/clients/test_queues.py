@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import struct
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from conch.pb import grpc_service_pb2 as pb
 from parity.models import write_python
 from parity.schedules import CONFIG, MODEL, Hold, Release, Schedule, Send
 from support.server import Server
+from support.until import until
 
 MODELS = {
     "full": "max_batch_size: 1 dynamic_batching { default_queue_policy { max_queue_size: 1 } }",
@@ -45,7 +45,7 @@ def server(repository: Path) -> Iterator[Server]:
 
 def ask_http(server: Server, model: str) -> tuple[int, Any, http.client.HTTPMessage]:
     body = {"inputs": [{"name": "X", "datatype": "INT32", "shape": [1, 1], "data": [1]}]}
-    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=100)
     connection.request("POST", f"/v2/models/{model}/infer", json.dumps(body))
     response = connection.getresponse()
     said = json.loads(response.read())
@@ -70,10 +70,9 @@ class Busy:
         self.started: list[Any] = []
 
     def __enter__(self) -> Busy:
-        self.started.append(self.call.future(message(self.place.name, -1), timeout=20))
+        self.started.append(self.call.future(message(self.place.name, -1), timeout=100))
         held = self.place / "held-1"
-        while not held.exists():
-            time.sleep(0.005)
+        until(held.exists)
         held.unlink()
         return self
 
@@ -85,14 +84,13 @@ class Busy:
         self.channel.close()
 
     def fill(self) -> None:
-        self.started.append(self.call.future(message(self.place.name), timeout=20))
+        self.started.append(self.call.future(message(self.place.name), timeout=100))
         name = f'nv_inference_pending_request_count{{model="{self.place.name}",version="1"}} 1\n'
-        while name not in page(self.server):
-            time.sleep(0.005)
+        until(lambda: name in page(self.server))
 
 
 def page(server: Server) -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", server.metrics_port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.metrics_port, timeout=60)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
     connection.close()
@@ -107,7 +105,7 @@ def test_a_refused_client_is_told_when_to_come_again(server: Server, repository:
         assert (status, said["error"]) == (503, "[request id: <id_unknown>] Exceeds maximum queue size")
         assert int(headers["Retry-After"]) >= 1
         with pytest.raises(grpc.RpcError) as refusal:
-            busy.call(message("full"), timeout=20)
+            busy.call(message("full"), timeout=100)
         assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
         told = dict(refusal.value.trailing_metadata())
         assert int(told["retry-after"]) >= 1
@@ -120,7 +118,7 @@ def test_generate_tells_too(server: Server, repository: Path) -> None:
     """The same header for the same refusal."""
     with Busy(server, repository / "full") as busy:
         busy.fill()
-        connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=100)
         connection.request("POST", "/v2/models/full/generate", json.dumps({"X": [[1]]}))
         response = connection.getresponse()
         assert response.status == 503, response.read()
@@ -148,9 +146,9 @@ def test_tenants_share_by_metadata(server: Server, repository: Path) -> None:
     tenants = ["bronze"] * 4 + ["gold"] * 4
     with Busy(server, repository / "fair") as busy:
         for count, tenant in enumerate(tenants, 1):
-            busy.started.append(busy.call.future(message("fair"), timeout=20, metadata=(("x-tenant", tenant),)))
-            while f'nv_inference_pending_request_count{{model="fair",version="1"}} {count}\n' not in page(server):
-                time.sleep(0.005)
+            busy.started.append(busy.call.future(message("fair"), timeout=100, metadata=(("x-tenant", tenant),)))
+            waiting = f'nv_inference_pending_request_count{{model="fair",version="1"}} {count}\n'
+            until(lambda: waiting in page(server))  # noqa: B023
     order = []
     for call in busy.started[1:]:
         reply = pb.ModelInferResponse.FromString(call.result())
@@ -179,7 +177,7 @@ def test_weights_that_cannot_be_meant_stop_the_load(tmp_path: Path) -> None:
     write_python(tmp_path / "wrong", [1], MODEL, CONFIG + wrong)
     server = Server(tmp_path)
     try:
-        assert server.wait(20) == 1
+        assert server.wait() == 1
         assert (
             "parameter 'conch_fair_weights' of model 'wrong' is 'gold': 'gold' is no '<tenant>=<weight>'" in server.log
         )

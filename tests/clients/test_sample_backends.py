@@ -16,6 +16,7 @@ import tritonclient.http as http
 from tritonclient.utils import InferenceServerException
 
 from support.server import Server
+from support.until import until
 
 REPEAT = """
 backend: "repeat"
@@ -101,7 +102,7 @@ def stream(server: Server, model: str, *inputs: Any, **more: Any) -> list[Any]:
     client.async_stream_infer(model, list(inputs), enable_empty_final_response=True, **more)
     found: list[Any] = []
     while True:
-        result, error = answers.get(timeout=20)
+        result, error = answers.get(timeout=60)
         if error is not None:
             found.append(error.message())
             break
@@ -126,7 +127,7 @@ def repeat(values: list[int], delays: list[int] | None = None, wait: int = 0) ->
 def post(server: Server, path: str, body: Any) -> tuple[int, Any]:
     request = urllib.request.Request(f"http://{server.http}{path}", json.dumps(body).encode())
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, json.loads(answer.read() or b"{}")
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())
@@ -153,9 +154,9 @@ def test_repeat_takes_the_next_request_before_it_is_done(server: Server) -> None
     answers: queue.Queue[Any] = queue.Queue()
     client = grpc.InferenceServerClient(server.grpc)
     client.start_stream(lambda result, error: answers.put((result, error)))
-    client.async_stream_infer("repeat", repeat([1, 2], [400, 400]), request_id="slow")
+    client.async_stream_infer("repeat", repeat([1, 2], [3000, 0]), request_id="slow")
     client.async_stream_infer("repeat", repeat([3]), request_id="quick")
-    order = [answers.get(timeout=20)[0].get_response().id for _ in range(3)]
+    order = [answers.get(timeout=60)[0].get_response().id for _ in range(3)]
     client.stop_stream()
     client.close()
     assert order == ["quick", "slow", "slow"]
@@ -195,14 +196,17 @@ def test_squares_statistics(server: Server) -> None:
     """Of four responses one succeeds, one fails, and two are empty, by their index."""
     found = stream(server, "failing_square", tensor(grpc, "IN", [4], "INT32"))
     assert found == [{"OUT": [4]}, "simulated failure"]
-    client = http.InferenceServerClient(server.http)
-    (statistics,) = client.get_inference_statistics("failing_square")["model_stats"]
-    client.close()
     kinds = ("success", "fail", "empty_response")
-    counted = {
-        index: [kind for kind in kinds if each[kind]["count"]] for index, each in statistics["response_stats"].items()
-    }
-    assert counted == {"0": ["success"], "1": ["fail"], "2": ["empty_response"], "3": ["empty_response"]}
+
+    def counted() -> dict[str, list[str]]:
+        with http.InferenceServerClient(server.http) as client:
+            (statistics,) = client.get_inference_statistics("failing_square")["model_stats"]
+        responses = statistics["response_stats"].items()
+        return {index: [kind for kind in kinds if each[kind]["count"]] for index, each in responses}
+
+    # The stream ends with the error, not with the last response.
+    until(lambda: len(counted()) == 4)
+    assert counted() == {"0": ["success"], "1": ["fail"], "2": ["empty_response"], "3": ["empty_response"]}
 
 
 @pytest.mark.parametrize(("name", "text"), [(name, text) for name, (_, text) in REFUSED.items()])
@@ -245,7 +249,7 @@ def test_a_fault_on_demand(server: Server, fault: str, status: int, text: str) -
 def test_each_third_request_fails(server: Server) -> None:
     """As its config says."""
     assert [ask(server, "shaky")[0] for _ in range(6)] == [200, 200, 503, 200, 200, 503]
-    assert "parameter 'exceute' has no effect, the fault backend knows load and execute" in server.log
+    until(lambda: "parameter 'exceute' has no effect, the fault backend knows load and execute" in server.log)
 
 
 def test_a_fault_by_an_input(server: Server) -> None:

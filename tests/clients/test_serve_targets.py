@@ -149,6 +149,7 @@ def test_an_exception_is_the_requests_error(functions: Server) -> None:
     for _ in range(2):
         with pytest.raises(InferenceServerException, match=r"ValueError: no text \(app\.py:\d+\)"):
             ask(functions, "judge", text=texts(""))
+    until(lambda: 'raise ValueError("no text")' in functions.log, True)
     assert functions.log.count('raise ValueError("no text")') == 1
     with pytest.raises(InferenceServerException, match="output 'output' is declared str, the function gave 3"):
         ask(functions, "wrong", x=np.array([3]))
@@ -159,17 +160,22 @@ def test_an_exception_is_the_requests_error(functions: Server) -> None:
 def test_a_batch_is_one_call(functions: Server) -> None:
     """Requests that wait run together; those that leave an input out are a call of their own."""
     word, x = texts("a", "b").reshape(2, 1), np.array([[0], [0]])
-    with ThreadPoolExecutor(5) as pool:
-        calls = [pool.submit(ask, functions, "together", x=x + number, word=word) for number in range(4)]
-        without = pool.submit(ask, functions, "together", x=np.array([[7]])).result()
-    assert without["output_0"].tolist() == [[8]]
-    assert without["output_1"].tolist() == [[b"-"]]
-    sizes = set()
-    for number, call in enumerate(calls):
-        found = call.result()
-        sizes |= {int(each) - number for each in found["output_0"].ravel()}
-        assert found["output_1"].tolist() == [[b"a!"], [b"b!"]]
-    assert max(sizes) > 2
+
+    def together() -> bool:
+        with ThreadPoolExecutor(5) as pool:
+            calls = [pool.submit(ask, functions, "together", x=x + number, word=word) for number in range(4)]
+            without = pool.submit(ask, functions, "together", x=np.array([[7]])).result()
+        assert without["output_0"].tolist() == [[8]]
+        assert without["output_1"].tolist() == [[b"-"]]
+        sizes = set()
+        for number, call in enumerate(calls):
+            found = call.result()
+            sizes |= {int(each) - number for each in found["output_0"].ravel()}
+            assert found["output_1"].tolist() == [[b"a!"], [b"b!"]]
+        return max(sizes) > 2
+
+    # They need not meet within 20 ms.
+    until(together, True)
 
 
 def test_a_function_of_rows_is_asked_row_by_row(functions: Server) -> None:
@@ -191,7 +197,7 @@ def stream(server: Server, model: str, **inputs: Any) -> list[Any]:
     """The values of a decoupled model's only output, and the error where one came."""
     body = json.dumps(inputs)
     command = ["curl", "-sN", f"http://{server.http}/v2/models/{model}/generate_stream", "-d", body]
-    events = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    events = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100).stdout
     found = [json.loads(line.removeprefix("data: ")) for line in events.splitlines() if line]
     return [each.get("output", each.get("error")) for each in found]
 
@@ -207,8 +213,9 @@ def test_generators_stream(functions: Server) -> None:
 
 def test_the_server_says_what_it_decided(functions: Server) -> None:
     """A block for each model, whose commands work as they stand."""
+    shown = "batching    requests that wait run together, up to 32 rows (max_batch_size), waiting 20 ms"
+    until(lambda: "/v2/models/wrong/" in functions.log and shown in functions.log, True)
     assert "scale: Python function " in functions.log
-    assert "batching    requests that wait run together, up to 32 rows (max_batch_size), waiting 20 ms" in functions.log
     commands = {
         name: line for line, name in re.findall(r"^  try +(.*/v2/models/(\w+)/.*)$", functions.log, re.MULTILINE)
     }
@@ -228,7 +235,8 @@ def test_a_lone_onnx_file(tmp_path: Path) -> None:
             names = [each["name"] for each in client.get_model_metadata("sums2")["inputs"]]
         found = ask(server, "sums2", **dict(zip(names, inputs, strict=True)))
         assert [[4, 6]] in [each.tolist() for each in found.values()]
-        assert "up to 4 rows (max_batch_size)" in server.log
+        until(lambda: "up to 4 rows (max_batch_size)" in server.log, True)
+        until(lambda: "model_repository_path[0] | " in server.log, True)
         temporary = Path(re.findall(r"model_repository_path\[0\] \| (\S+)", server.log)[0])
         assert (temporary / "sums2" / "1" / "model.onnx").is_symlink()
     assert not temporary.exists()
@@ -254,7 +262,7 @@ def test_what_cannot_be_served_is_one_sentence(
     (tmp_path / "CONFIG").write_text("")
     ports = [f"--{kind}-port={port}" for kind, port in zip(("http", "grpc", "metrics"), free_ports(3), strict=True)]
     done = subprocess.run(
-        [*CONCH, name, *flags, *ports], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60
+        [*CONCH, name, *flags, *ports], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=100
     )
     assert done.returncode == 1
     assert re.search(said, done.stderr), done.stderr
@@ -263,6 +271,7 @@ def test_what_cannot_be_served_is_one_sentence(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_models_of_other_servers(tmp_path: Path) -> None:
     """`conch import`, then `conch serve`: handlers, runtimes and estimators answer as they did; so does a joblib file
     by itself, with numbers of full precision."""
@@ -306,7 +315,7 @@ def test_models_of_other_servers(tmp_path: Path) -> None:
 
         found = ask(server, "diabetes", predict=amounts[:50])
         assert found["predict"].ravel().tolist() == line.predict(amounts[:50]).tolist()
-        assert "serve only files you trust" in server.log
+        until(lambda: "serve only files you trust" in server.log, True)
 
 
 def test_several_targets_at_once(tmp_path: Path) -> None:
@@ -322,8 +331,8 @@ def test_several_targets_at_once(tmp_path: Path) -> None:
 
 
 def until(what: Callable[[], object], wanted: object) -> None:
-    """Ask again and again, for at most 20 s."""
-    deadline = time.monotonic() + 20
+    """Ask again and again, for at most a minute."""
+    deadline = time.monotonic() + 60
     found: object = None
     while time.monotonic() < deadline:
         try:

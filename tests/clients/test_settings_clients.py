@@ -191,7 +191,7 @@ def test_a_collector_that_is_away_harms_no_request(repository: Path) -> None:
 
 
 def statistics(server: Server, **headers: str) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=60)
     try:
         connection.request("GET", "/v2/models/stats", headers=headers)
         answer = connection.getresponse()
@@ -230,7 +230,7 @@ def test_restricted_protocols_need_the_key(server: Server) -> None:
 def test_a_large_body_without_the_key_is_not_read(repository: Path) -> None:
     """Who may not ask is answered before the body is in, and hung up on."""
     with Server(repository, "--http-restricted-api=inference:k=v", command=TRITONSERVER) as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=60)
         connection.putrequest("POST", "/v2/models/m/infer")
         connection.putheader("Content-Length", str(1 << 25))
         connection.endheaders()

@@ -21,7 +21,7 @@ import tritonclient.http as http
 from support.server import BIN, Server
 from support.tensorflow_models import make_models, needs_tensorflow
 
-pytestmark = [needs_tensorflow, pytest.mark.slow]
+pytestmark = [needs_tensorflow, pytest.mark.slow, pytest.mark.timeout(600)]
 
 GRAPH = """
 platform: "tensorflow_graphdef"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import queue
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
 
 from support.server import Server
+from support.until import until
 
 HEAD = "import numpy as np\nimport triton_python_backend_utils as pb_utils\n\n\n"
 #: Y is X; of version 3 one more, of version 2 so little more that nobody minds.
@@ -115,7 +115,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def call(server: Server, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=60)
     text = None if body is None else json.dumps(body)
     connection.request(method, path, text, {"secret": "please", **headers})
     response = connection.getresponse()
@@ -245,7 +245,7 @@ def test_sequences_stay_on_their_arm(server: Server, put: Callable[..., Any]) ->
                     version = result.get_response().model_version
                 else:
                     grpc_client.async_stream_infer("count", inputs(grpcclient), **asked)
-                    result, error = answers.get(timeout=20)
+                    result, error = answers.get(timeout=60)
                     assert error is None
                     version = result.get_response().model_version
                 assert result.as_numpy("Y").item() == 2 * (step + 1)
@@ -267,7 +267,7 @@ def test_streams_are_routed_request_by_request(server: Server, put: Callable[...
             client.async_stream_infer("stream", inputs(grpcclient, np.ones(1, np.float32)))
         versions = []
         for _ in range(8):
-            result, error = answers.get(timeout=20)
+            result, error = answers.get(timeout=60)
             assert error is None
             assert result.as_numpy("V").item() == int(result.get_response().model_version)
             versions.append(result.get_response().model_version)
@@ -289,13 +289,13 @@ def test_models_that_call_models_are_routed_and_ensembles_are_not(server: Server
 
 def compared(server: Server, model: str, count: int) -> dict[str, Any]:
     """What the route tells of its first shadow, once `count` copies have been compared or dropped."""
-    deadline = time.monotonic() + 20
-    while True:
-        _, told = call(server, "GET", f"/v2/models/{model}/traffic")
-        shadow: dict[str, Any] = told["shadow"][0]
-        if sum(shadow["requests"].values()) >= count or time.monotonic() > deadline:
-            return shadow
-        time.sleep(0.01)
+
+    def told() -> dict[str, Any]:
+        shadow: dict[str, Any] = call(server, "GET", f"/v2/models/{model}/traffic")[1]["shadow"][0]
+        return shadow
+
+    until(lambda: sum(told()["requests"].values()) >= count)
+    return told()
 
 
 def test_a_shadow_that_answers_otherwise_is_found(server: Server, put: Callable[..., Any]) -> None:
@@ -325,7 +325,7 @@ def test_a_shadow_that_answers_otherwise_is_found(server: Server, put: Callable[
 
 
 def call_metrics(server: Server) -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", server.metrics_port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.metrics_port, timeout=60)
     connection.request("GET", "/metrics")
     page = connection.getresponse().read().decode()
     connection.close()

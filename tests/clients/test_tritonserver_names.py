@@ -50,7 +50,7 @@ def server(repository: Path) -> Iterator[tritonserver.Server]:
         startup_models=["echo", "many"],
         server_id="mine",
     )
-    server.start(wait_until_ready=True, timeout=30)
+    server.start(wait_until_ready=True, timeout=60)
     yield server
     server.stop()
 
@@ -120,13 +120,13 @@ def test_a_queue_gets_responses_without_an_iteration(server: tritonserver.Server
     model, inputs = server.model("many"), {"IN": np.array([3], np.int32)}
     put: queue.Queue[tritonserver.InferenceResponse] = queue.Queue()
     model.infer(inputs=inputs, response_queue=put)
-    assert [put.get(timeout=20).final for _ in range(4)] == [False, False, False, True]
+    assert [put.get(timeout=60).final for _ in range(4)] == [False, False, False, True]
     again = list(model.infer(inputs=inputs, response_queue=put))
-    assert [put.get(timeout=20) for _ in range(4)] == again
+    assert [put.get(timeout=60) for _ in range(4)] == again
     left = model.infer(inputs={"IN": np.array([100_000], np.int32)}, response_queue=put)
-    put.get(timeout=20)
+    put.get(timeout=60)
     left.cancel()
-    while not put.get(timeout=20).final:
+    while not put.get(timeout=60).final:
         pass
     assert list(left) == []
 
@@ -155,7 +155,7 @@ def test_what_is_no_answer_goes_into_the_queue(tmp_path: Path) -> None:
         put: queue.SimpleQueue[tritonserver.InferenceResponse] = queue.SimpleQueue()
         model = tritonserver.Model(inner, "broken")
         responses = model.infer(inputs={"x": 1.0}, response_queue=put)
-        response = put.get(timeout=20)
+        response = put.get(timeout=60)
         assert response.final
         assert "no answer" in str(response.error)
         with pytest.raises(tritonserver.TritonError, match="no answer"):
@@ -207,7 +207,7 @@ def test_models_come_and_go(server: tritonserver.Server) -> None:
     model = server.load("echo", {"config": '{"backend": "identity", "max_batch_size": 2}'})
     assert model.config()["max_batch_size"] == 2
     server.load("echo")
-    server.unload("many", wait_until_unloaded=True, timeout=20)
+    server.unload("many", wait_until_unloaded=True, timeout=60)
     assert not server.model("many").ready()
     server.load("many")
 
@@ -219,16 +219,16 @@ def test_ports_are_frontends(server: tritonserver.Server) -> None:
         KServeGrpc(server, KServeGrpc.Options("127.0.0.1", 0)) as grpc,
         Metrics(server, Metrics.Options("127.0.0.1", 0)) as metrics,
     ):
-        with urllib.request.urlopen(f"http://127.0.0.1:{http.port}/v2/health/ready", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{http.port}/v2/health/ready", timeout=60) as answer:
             assert answer.status == 200
         with grpc_client.InferenceServerClient(f"127.0.0.1:{grpc.port}") as client:
             assert client.is_server_ready()
-        with urllib.request.urlopen(f"http://127.0.0.1:{metrics.port}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{metrics.port}/metrics", timeout=60) as answer:
             assert b"nv_inference_count" in answer.read()
         port = http.port
     assert http.port == 0
     with pytest.raises(OSError, match="refused"):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=10)
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=60)
     with pytest.warns(UserWarning, match="thread_count=2 has no effect"):
         KServeHttp(server, KServeHttp.Options(thread_count=2))
     with LibraryServer(functions=[_twice]) as other, KServeHttp(other, KServeHttp.Options("127.0.0.1", 0)) as http:

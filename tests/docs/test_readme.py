@@ -103,7 +103,7 @@ def serve(place: Path, command: str) -> Server:
 def curl(command: str, server: Server) -> tuple[str, Any]:
     """The status and the JSON that the line gets."""
     line = command.replace("localhost:8000", server.http) + " -sS -w '\\n%{http_code}'"
-    ended = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=30, check=True)
+    ended = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=100, check=True)
     body, _, status = ended.stdout.rpartition("\n")
     return status, json.loads(body) if body else None
 

@@ -17,6 +17,7 @@ from conch.pb.model_config_pb2 import ModelConfig
 from support.onnx_models import add_sub
 from support.other_servers import mean_model, word_count
 from support.server import BIN, CONCH, Server
+from support.until import until
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "serve.md").read_text()
 
@@ -43,7 +44,7 @@ def test_the_functions_of_the_page(tmp_path: Path) -> None:
             "one",
             "two",
         ]
-        assert block[1].replace("app.py", str(path)) in server.log
+        until(lambda: block[1].replace("app.py", str(path)) in server.log)
 
 
 def test_the_imports_of_the_page(tmp_path: Path) -> None:

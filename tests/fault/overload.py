@@ -103,7 +103,8 @@ def verdict(report: Report, least_goodput: float) -> list[str]:
         "refused requests ran": report.ran_in_vain == 0,
         "requests were answered and did not run": report.never_ran == 0,
         "refusals did not say when to come again": report.untold == 0,
-        "memory grew": report.memory_after - report.memory_before < 32 << 20,
+        # A client that was held up sends what it has missed at once, on as many connections.
+        "memory grew": report.memory_after - report.memory_before < 64 << 20,
         f"goodput below {least_goodput:.0%}": report.goodput >= least_goodput * report.capacity,
     }
     return [what for what, good in checks.items() if not good]

@@ -28,14 +28,14 @@ import psutil
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
 from conch.pb import grpc_service_pb2 as pb  # noqa: E402
-from fault.soak import State, state  # noqa: E402
+from fault.soak import State, more, settled  # noqa: E402
 from support.reloading import BREAKS, WIDTH, load, put, reasons  # noqa: E402
 from support.server import Server  # noqa: E402
 
 RATE = 300.0
 MODELS = {"py": "python", "net": "onnxruntime"}
 INFER = "/inference.GRPCInferenceService/ModelInfer"
-TIMEOUT = 30.0
+TIMEOUT = 60.0
 
 
 @dataclass
@@ -89,12 +89,7 @@ def verdict(report: Report) -> list[str]:
     """What is wrong."""
     assert report.before
     assert report.after
-    held = {
-        name: (value, report.after.held()[name])
-        for name, value in report.before.held().items()
-        # Pools of threads grow to what was once needed at the same time.
-        if report.after.held()[name] > value + (8 if name == "threads" else 0)
-    }
+    held = more(report.before, report.after)
     checks = {
         "requests failed": not report.failures,
         "requests were not answered": report.answered == report.sent,
@@ -212,18 +207,6 @@ async def _watch(server: Server, report: Report, every: float) -> None:
         await asyncio.sleep(every)
 
 
-def _settled(server: Server) -> State:
-    """When nothing changes any more: versions that were replaced are closed."""
-    last = state(server)
-    for _ in range(40):
-        time.sleep(0.25)
-        now = state(server)
-        if now.held() == last.held():
-            return now
-        last = now
-    return last
-
-
 def run(seconds: float, reloads: int) -> Report:
     report = Report()
     served = {name: Served() for name in MODELS}
@@ -246,12 +229,12 @@ def run(seconds: float, reloads: int) -> Report:
 
             # What is made at the first use of anything is there before the counting begins.
             asyncio.run(play(Report(), min(seconds / 4, 10.0), 8))
-            report.before = _settled(server)
+            report.before = settled(server, None)
             own = psutil.Process(server.process.pid).memory_info().rss
             begun = time.monotonic()
             asyncio.run(play(report, seconds, reloads))
             report.seconds = time.monotonic() - begun
-            report.after = _settled(server)
+            report.after = settled(server, report.before)
             report.own = (own, psutil.Process(server.process.pid).memory_info().rss)
     return report
 

@@ -22,7 +22,7 @@ from conch.pb import grpc_service_pb2 as pb
 from support.server import Server
 
 SERVICE = "/inference.GRPCInferenceService"
-TIMEOUT = 30.0
+TIMEOUT = 60.0
 Client = Callable[[Server, random.Random, threading.Event], Iterator[None]]
 
 

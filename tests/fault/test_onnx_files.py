@@ -134,3 +134,17 @@ def test_the_runtime_is_not_imported_early() -> None:
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert OnnxBackend.name == "onnxruntime"
+
+
+@pytest.mark.parametrize("location", ["../../secret", "{}/secret", "link"])
+def test_external_data_of_others_is_not_read(tmp_path: Path, location: str) -> None:
+    """Weights lie beside the model: neither its text nor a link in its folder reaches other files of the machine."""
+    (tmp_path / "secret").write_bytes(WEIGHTS.tobytes())
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1/link").symlink_to(tmp_path / "secret")
+    model = with_weights()
+    weights = model.graph.initializer[0]
+    weights.ClearField("raw_data")
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value=location.format(tmp_path))
+    assert "xternal data" in refused(tmp_path, model).message

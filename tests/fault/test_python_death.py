@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ import numpy as np
 import psutil
 import pytest
 
-from conch.backend.python import host
-from conch.backend.python.channel import WINDOW
+from conch.backend.python import restarts
+from conch.backend.python.channel import OUTPUTS, WINDOW
 from conch.backend.python.process import Launch, WorkerProcess
 from conch.backend.python.settings import read_settings
 from conch.types.error import Code, InferError
@@ -27,7 +28,7 @@ from conch.types.flow import Flow
 from conch.types.response import InferResponse
 from support.python_models import array_of, form_for, make_spec, model_source, outcome, served
 from support.requests import Recorder
-from support.until import until
+from support.until import ended, until
 
 
 @pytest.mark.parametrize(
@@ -67,19 +68,31 @@ def test_a_worker_that_dies_fails_its_batch_and_comes_back(tmp_path: Path, execu
 
 def test_a_worker_killed_while_idle_is_replaced(tmp_path: Path) -> None:
     """A batch that comes while there is no worker waits for the new one."""
-    with served(tmp_path, model_source()) as model:
+    more = """
+    def initialize(self, args):
+        while os.path.exists(os.path.join(pb_utils.get_model_dir(), "hold")):
+            time.sleep(0.01)
+    """
+    with served(tmp_path, model_source(more=more)) as model:
         model.echo()
+        hold = tmp_path / "m" / "1" / "hold"
+        hold.touch()
         os.kill(model.pid, signal.SIGKILL)
         until(lambda: model.instance._worker is None)
         assert not model.model.ready()
-        assert isinstance(model.echo(), InferResponse)
+        request = model.request(np.ones((1, 2), np.float32))
+        idle = model.start([request])
+        assert not idle.wait(0.05)
+        hold.unlink()
+        assert idle.wait(60)
+        assert isinstance(outcome(request), InferResponse)
 
 
 STREAMING = """
     def work(sender):
-        for number in range(1000):
+        for number in range(COUNT):
             sender.send(answer(np.full((1, 3 if number % 10 else 20_000), number, np.float32)))
-            time.sleep(0.0005)
+            time.sleep(PAUSE)
         sender.send(flags=1)
     for request in requests:
         threading.Thread(target=work, args=(request.get_response_sender(),), daemon=True).start()
@@ -88,12 +101,14 @@ STREAMING = """
 
 def test_a_worker_killed_with_open_responders_ends_each_request_once(tmp_path: Path) -> None:
     """What had arrived counts, then comes one error; the next worker serves new requests, nothing stays open."""
-    with served(tmp_path, model_source(STREAMING), make_spec(decoupled=True)) as model:
+    # None of them ends by itself, however late the others are begun.
+    source = model_source(STREAMING.replace("COUNT", "1_000_000").replace("PAUSE", "0.001"))
+    with served(tmp_path, source, make_spec(decoupled=True)) as model:
         for wanted in (0, 1, 25):
             requests = [model.request(np.ones((1, 2), np.float32)) for _ in range(3)]
             sinks = [request.sink for request in requests]
             for request in requests:
-                assert model.start([request]).wait(20)
+                assert model.start([request]).wait(60)
             until(lambda: all(len(sink.replies) >= wanted for sink in sinks))  # type: ignore[attr-defined]  # noqa: B023
             assert model.instance.open() == 3
             os.kill(model.pid, signal.SIGKILL)
@@ -128,7 +143,7 @@ def test_a_worker_killed_while_a_sender_waits_for_its_client(tmp_path: Path) -> 
         assert isinstance(sink, Recorder)
         until(lambda: len(sink.replies) >= WINDOW // 1_000_000)
         os.kill(model.pid, signal.SIGKILL)
-        assert idle.wait(20)
+        assert idle.wait(60)
         assert len(sink.finals()) == len(sink.errors) == 1
         model.loop.call_soon_threadsafe(request.flow.release)
         until(lambda: model.instance._worker is not None)
@@ -136,10 +151,10 @@ def test_a_worker_killed_while_a_sender_waits_for_its_client(tmp_path: Path) -> 
 
 def test_clients_that_leave_do_not_stop_a_model_that_does_not_look(tmp_path: Path) -> None:
     """A model that never asks `is_cancelled` answers to the end, and every request is settled once."""
-    source = model_source(STREAMING.replace("0.0005", "0").replace("1000", "50"))
+    source = model_source(STREAMING.replace("COUNT", "50").replace("PAUSE", "0"))
     with served(tmp_path, source, make_spec(decoupled=True)) as model:
         requests = [model.request(np.ones((1, 2), np.float32)) for _ in range(4)]
-        assert model.start(requests).wait(20)
+        assert model.start(requests).wait(60)
         for request in requests:
             request.cancelled = True
         for request in requests:
@@ -162,7 +177,7 @@ def test_every_nth_message_may_be_the_last(tmp_path: Path) -> None:
             idle = model.start(batch)
             time.sleep(delay)
             os.kill(pid, signal.SIGKILL)
-            assert idle.wait(20)
+            assert idle.wait(60)
             for request in batch:
                 outcome(request)
             until(lambda: model.instance._worker is not None)
@@ -219,7 +234,7 @@ def test_restarts_survive_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """An error that nobody thought of does not end the restarts either."""
     with served(tmp_path, model_source()) as model:
         model.echo()
-        real, failed = host._start, []
+        real, failed = restarts.Started, []
 
         def odd(*arguments: Any) -> Any:
             if not failed:
@@ -227,7 +242,7 @@ def test_restarts_survive_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 raise MemoryError
             return real(*arguments)
 
-        monkeypatch.setattr(host, "_start", odd)
+        monkeypatch.setattr(restarts, "Started", odd)
         os.kill(model.pid, signal.SIGKILL)
         until(lambda: bool(failed))
         assert array_of(model.echo(5).outputs[0]).tolist() == [[5, 5]]
@@ -266,7 +281,7 @@ def test_close_while_the_model_is_broken(tmp_path: Path) -> None:
         request = model.request(np.ones((1, 2), np.float32))
         idle = model.start([request])
         model.instance.close()
-        assert idle.wait(5)
+        assert idle.wait(60)
         assert outcome(request).code is Code.UNAVAILABLE
 
 
@@ -278,7 +293,7 @@ def test_close_while_a_batch_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         idle = model.start([request])
         until(lambda: model.instance._batch is not None)
         model.instance.close()
-        assert idle.wait(5)
+        assert idle.wait(60)
         assert outcome(request).code is Code.UNAVAILABLE
 
 
@@ -317,12 +332,13 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
 
     before = count()
     with served(tmp_path, model_source(execute)) as model:
-        for size in (2, 50_000, 50_000):
+        for size in (2, *[50_000] * 20):
             model.ask(model.request(np.ones((1, size), np.float32)))
         steady = count()[0]
-        for size in (50_000, 50_000):
+        for size in [50_000] * 60:
             model.ask(model.request(np.ones((1, size), np.float32)))
-        assert count()[0] == steady
+        # Answers that are let go of late have another area used, of which there are few.
+        assert count()[0] <= steady + OUTPUTS
         model.echo(13)
         until(lambda: model.instance._worker is not None)
         model.echo()
@@ -330,13 +346,14 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
 
         def found() -> bool:
             # A child that was just started may not be what it is to become.
-            everyone = psutil.process_iter(["cmdline"])
-            mine[:] = [p for p in everyone if p.info["cmdline"] == ["sleep", "60"] and os.getsid(p.pid) == model.pid]
+            sleeping = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "60"]]
+            with suppress(ProcessLookupError):
+                mine[:] = [p for p in sleeping if os.getsid(p.pid) == model.pid]
             return bool(mine)
 
         until(found)
-    assert count() == before
-    until(lambda: not [p for p in mine if p.is_running() and p.status() != psutil.STATUS_ZOMBIE])
+    assert all(now <= then for now, then in zip(count(), before, strict=True))
+    until(lambda: all(map(ended, mine)))
 
 
 def test_workers_end_with_the_server(tmp_path: Path) -> None:
@@ -358,4 +375,4 @@ with served(Path({str(tmp_path)!r}), model_source("while True: pass")) as model:
     with server:
         worker = psutil.Process(int(server.stdout.readline()))
         server.kill()
-    until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+    until(lambda: ended(worker))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from pathlib import Path
 
 import psutil
@@ -12,6 +11,7 @@ import pytest
 
 from support.many import Answers, ask, status
 from support.server import Server
+from support.until import ended, until
 
 ECHO = """
 import triton_python_backend_utils as pb_utils
@@ -31,6 +31,8 @@ output {{ name: "y" data_type: TYPE_FP32 dims: [ 4 ] }}
 dynamic_batching {{ }}
 """
 
+pytestmark = pytest.mark.timeout(300)
+
 
 def write_model(root: Path, name: str, backend: str) -> None:
     (root / name / "1").mkdir(parents=True)
@@ -49,6 +51,12 @@ def workers(server: Server, model: str) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def connections(server: Server) -> int:
+    """How many HTTP clients are connected."""
+    found = psutil.Process(server.process.pid).net_connections("tcp")
+    return sum([each.laddr.port == server.http_port and each.status == psutil.CONN_ESTABLISHED for each in found])
 
 
 async def kill_again_and_again(server: Server, model: str, times: int, load: asyncio.Future[object]) -> int:
@@ -125,14 +133,12 @@ def test_memory_and_files_do_not_grow_with_requests(tmp_path: Path) -> None:
         process = psutil.Process(server.process.pid)
         for _ in range(2):
             asyncio.run(ask(server.http_port, "echo", 50, 100, Answers()))
-        time.sleep(0.2)
+        until(lambda: connections(server) == 0)
         files, memory = process.num_fds(), process.memory_info().rss
         for _ in range(2):
             asyncio.run(ask(server.http_port, "echo", 50, 100, Answers()))
-        deadline = time.monotonic() + 10
-        while process.num_fds() > files and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert process.num_fds() <= files
+        until(lambda: process.num_fds() <= files)
+        # A kilobyte a request would be ten million.
         assert process.memory_info().rss - memory < 8_000_000
 
 
@@ -141,13 +147,16 @@ def test_stop_answers_what_is_in_flight_and_ends_the_workers(tmp_path: Path) -> 
     """SIGTERM: requests in flight are answered, the exit code is 0, no process is left."""
     write_model(tmp_path, "slow", "identity")
     config = tmp_path / "slow" / "config.pbtxt"
-    config.write_text(config.read_text() + 'parameters { key: "execute_delay_ms" value { string_value: "500" } }\n')
+    config.write_text(config.read_text() + 'parameters { key: "execute_delay_ms" value { string_value: "1000" } }\n')
     write_model(tmp_path, "echo", "python")
     answers = Answers()
 
     async def run(server: Server) -> None:
         load = asyncio.ensure_future(ask(server.http_port, "slow", 8, 1, answers))
-        await asyncio.sleep(0.2)
+        # The connections are there, and whoever is answered comes after the requests on them.
+        while connections(server) < 8:
+            await asyncio.sleep(0.01)
+        assert await status(server.http_port, "/v2/health/ready") == 200
         server.signal()
         await load
 
@@ -157,4 +166,4 @@ def test_stop_answers_what_is_in_flight_and_ends_the_workers(tmp_path: Path) -> 
         assert server.wait() == 0
     assert answers.statuses == {200: 8}
     assert children
-    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert all(map(ended, children))

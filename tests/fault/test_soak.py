@@ -8,6 +8,7 @@ from fault import soak
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_mixed_load_leaves_nothing_behind() -> None:
     """Honest requests are answered right beside hostile clients; descriptors, threads and regions are as before."""
     report = soak.run(20)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
-import time
 from pathlib import Path
 
 from support.server import Server
+from support.until import until
 
 MODEL = """
 import pathlib
@@ -16,7 +16,8 @@ import time
 class TritonPythonModel:
     def execute(self, requests):
         pathlib.Path(__file__).with_name("begun").touch()
-        time.sleep(3)
+        while not pathlib.Path(__file__).with_name("go").exists():
+            time.sleep(0.01)
         raise SystemExit
 """
 CONFIG = """
@@ -33,13 +34,11 @@ def test_the_stacks_of_all_threads_and_workers_can_be_asked_for(tmp_path: Path) 
     (tmp_path / "slow" / "1" / "model.py").write_text(MODEL)
     body = json.dumps({"inputs": [{"name": "IN", "datatype": "FP32", "shape": [1], "data": [1.0]}]})
     with Server(tmp_path) as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=60)
         connection.request("POST", "/v2/models/slow/infer", body)
-        while not (tmp_path / "slow" / "1" / "begun").exists():
-            time.sleep(0.01)
-        log = server.stacks()
-        assert "model.py" in log
-        assert "in execute" in log
-        assert "asyncio/runners.py" in log
+        until((tmp_path / "slow" / "1" / "begun").exists)
+        server.stacks()
+        until(lambda: all(part in server.log for part in ("model.py", "in execute", "asyncio/runners.py")))
+        (tmp_path / "slow" / "1" / "go").touch()
         assert connection.getresponse().status == 500
         connection.close()

@@ -85,9 +85,9 @@ class Page(Schedule):
     lookups: int = 0
 
     def play(self, server: Server, repository: Path) -> dict[str, Any]:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while True:
-            connection = http.client.HTTPConnection("127.0.0.1", server.metrics_port, timeout=10)
+            connection = http.client.HTTPConnection("127.0.0.1", server.metrics_port, timeout=60)
             connection.request("GET", "/metrics")
             page = connection.getresponse().read().decode()
             connection.close()

@@ -17,7 +17,7 @@ from support.server import Server
 #: The repositories, below the folder that `write` is given.
 FOLDERS = ("one", "two")
 FLAGS = ("--model-control-mode=poll", "--repository-poll-secs=1")
-LONGEST = 30.0
+LONGEST = 60.0
 INPUT = '{"inputs": [{"name": "X", "datatype": "INT32", "shape": [1], "data": [1]}]}'
 
 MODEL = """import numpy as np

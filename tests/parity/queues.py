@@ -9,8 +9,8 @@ from parity.cases import Case, post
 from parity.models import write_python
 from parity.schedules import CONFIG, MODEL, Await, Count, Hold, Look, Pause, Release, Schedule, Send
 
-#: The scheduling part of each model's config. A time-out is a second: the recorded server may take half of it to notice
-#: that an instance is free.
+#: The scheduling part of each model's config. A time-out is long: the recorded server may take half a second to notice
+#: that an instance is free, and a busy machine may take as long for each step.
 MODELS = {
     "queue_plain": "",
     "queue_batches": "max_batch_size: 4 dynamic_batching { default_queue_policy { max_queue_size: 100 } }",
@@ -24,7 +24,7 @@ MODELS = {
         priority_queue_policy { key: 2 value { } }
     }""",
     "queue_reject": "max_batch_size: 2 dynamic_batching { default_queue_policy { %s } }",
-    "queue_reject_waiting": "max_batch_size: 8 dynamic_batching { max_queue_delay_microseconds: 3000000 "
+    "queue_reject_waiting": "max_batch_size: 8 dynamic_batching { max_queue_delay_microseconds: 9000000 "
     "default_queue_policy { %s } }",
     "queue_override": "max_batch_size: 2 dynamic_batching { default_queue_policy { "
     "default_timeout_microseconds: 5000000 allow_timeout_override: true } }",
@@ -48,7 +48,7 @@ MODELS = {
     "queue_ordered_full": "max_batch_size: 1 dynamic_batching { preserve_ordering: true default_queue_policy { "
     "max_queue_size: 1 } } instance_group [ { count: 2 kind: KIND_CPU } ]",
 }
-TIMEOUT = "default_timeout_microseconds: 1000000"
+TIMEOUT = "default_timeout_microseconds: 2500000"
 
 
 def write(root: Path, oracle: bool) -> None:
@@ -181,12 +181,12 @@ CASES: tuple[Case, ...] = (
     Schedule(
         "queue: delayed behind those in time",
         "queue_delay",
-        (Hold(), Send("a"), Send("b"), Pause(1.1), Send("c"), Send("d"), Release()),
+        (Hold(), Send("a"), Send("b"), Pause(2.6), Send("c"), Send("d"), Release()),
     ),
     Schedule(
         "queue: delayed ones count for the size",
         "queue_delay_full",
-        (Hold(), Send("a"), Send("b"), Pause(1.1), Send("c"), Release()),
+        (Hold(), Send("a"), Send("b"), Pause(2.6), Send("c"), Release()),
     ),
     Schedule(
         "queue: delayed in one level, refused in another",
@@ -196,6 +196,8 @@ CASES: tuple[Case, ...] = (
             Send("low", priority=2),
             Send("a"),
             Await("low"),
+            # The time of the other, which came later, is over too.
+            Pause(1.5),
             Send("b"),
             Send("low in time", priority=2),
             Release(),
@@ -205,7 +207,7 @@ CASES: tuple[Case, ...] = (
     Schedule(
         "queue: answers out of order",
         "queue_unordered",
-        (Hold(), Send("a", runs=True), Send("b", runs=True), Look(), Release()),
+        (Hold(), Send("a", runs=True), Await("a"), Send("b", runs=True), Await("b"), Look(), Release()),
         outputs=("Y",),
     ),
     Schedule(

@@ -25,7 +25,7 @@ from parity.schedules import Schedule
 from support.server import Server
 
 Answer = dict[str, Any]
-TIMEOUT = 15.0
+TIMEOUT = 60.0
 #: What a server that hangs says. No recorded answer is like this.
 SILENCE = ({"broken": "TimeoutError"}, {"code": "DEADLINE_EXCEEDED", "message": "Deadline Exceeded"})
 KEPT_HEADERS = ("Content-Type", "Inference-Header-Content-Length", "Content-Encoding", "Accept-Encoding")
@@ -191,4 +191,4 @@ def _settle(server: Server) -> None:
         if all(line.get("state") != "UNLOADING" for line in index):
             return
         time.sleep(0.02)
-    raise TimeoutError("a model was still UNLOADING after 15 s")
+    raise TimeoutError(f"a model was still UNLOADING after {TIMEOUT:g} s")

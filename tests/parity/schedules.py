@@ -19,7 +19,7 @@ from typing import Any
 from support.server import Server
 
 Json = Any
-LONGEST = 15.0
+LONGEST = 60.0
 
 #: X < 0 holds: it says so with a file and waits for another. The others count: ORDER of requests, BATCH of executions.
 MODEL = """import os

@@ -39,7 +39,7 @@ ACCUMULATE = """class TritonPythonModel:
             responses.append(pb_utils.InferenceResponse(output_tensors=outputs))
         return responses
 """
-#: Takes the first value's milliseconds to answer with it.
+#: Takes twice the first value's milliseconds to answer with it.
 NAP = """import time
 
 
@@ -48,7 +48,7 @@ class TritonPythonModel:
         responses = []
         for request in requests:
             x = pb_utils.get_input_tensor_by_name(request, "X").as_numpy()
-            time.sleep(int(x.reshape(-1)[0]) / 1000)
+            time.sleep(int(x.reshape(-1)[0]) / 500)
             responses.append(pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor("Y", x)]))
         return responses
 """
@@ -117,9 +117,9 @@ CONFIGS = {
     "open": config(4, LONG + "direct { }\n" + controls("int32"), "-1"),
     "counted": config(4, LONG + "direct { }\n" + controls("int32")),
     "counted_oldest": config(4, LONG + "oldest { max_candidate_sequences: 4 }\n" + controls("int32")),
-    "brief": config(1, "max_sequence_idle_microseconds: 500000\ndirect { }\n" + controls("int32")),
+    "brief": config(1, "max_sequence_idle_microseconds: 1500000\ndirect { }\n" + controls("int32")),
     "brief_oldest": config(
-        1, "max_sequence_idle_microseconds: 500000\noldest { max_candidate_sequences: 1 }\n" + controls("int32")
+        1, "max_sequence_idle_microseconds: 1500000\noldest { max_candidate_sequences: 1 }\n" + controls("int32")
     ),
     "defaults": config(4, ""),
     "defaults_oldest": config(4, "oldest { max_candidate_sequences: 2 }"),

@@ -18,7 +18,8 @@ GOLDEN: dict[str, dict[str, Answer]] = {
     file.stem: json.loads(file.read_text()) for file in sorted((Path(__file__).parent / "golden").glob("*.json"))
 }
 
-pytestmark = pytest.mark.slow
+#: The first test of a mode asks all its cases.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

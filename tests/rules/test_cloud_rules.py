@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,7 +15,7 @@ from hypothesis import strategies as st
 
 from conch.config.cloud import Credential, cache_directory, choose, cloud_credential, read_credentials
 from conch.config.repository_url import RepositoryUrl, UrlError, is_url, parse_url, shown
-from conch.repository.bucket import Bucket
+from conch.repository.bucket import Bucket, remote_file
 from conch.repository.eviction import CachedObject, evict
 from conch.repository.layout import RemoteFile, layout
 from conch.types.error import InferError
@@ -87,6 +91,8 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     [
         ("https://me:secret@host/p", "https://***@host/p"),
         ("https://host/p?sig=secret&x=1", "https://host/p?***"),
+        ("https://secret@host/p", "https://***@host/p"),
+        ("sftp://me@host/p", "sftp://me@host/p"),
         ("s3://http://me:secret@host:9000/b", "s3://http://***@host:9000/b"),
         ("s3://b/p", "s3://b/p"),
     ],
@@ -153,6 +159,9 @@ def test_the_cache_lies_where_it_is_wanted() -> None:
     assert cache_directory("", "s3", environ) == Path("/aws")
     assert cache_directory("", "gs", environ) == Path("/xdg/conch/repository")
     assert cache_directory("", "gs", {"HOME": "/home/me"}) == Path("/home/me/.cache/conch/repository")
+    # One level below the folder that all may write to: nobody else can own a folder on the way.
+    alone = cache_directory("", "gs", {})
+    assert (alone.parent, alone.name) == (Path(tempfile.gettempdir()), f"conch-repository-{os.getuid()}")
 
 
 OBJECTS = st.lists(st.tuples(st.integers(0, 100), st.integers(0, 50), st.booleans()), max_size=12).map(
@@ -217,14 +226,22 @@ def test_a_fingerprint_changes_where_a_file_changes(path: str, grows: bool) -> N
 
 
 def test_equal_contents_share_a_place_in_the_cache() -> None:
-    """By MD5 across repositories, by S3's ETag across files; other ETags tell only one file's states apart."""
+    """By MD5 across repositories, by S3's ETag of parts within one; other ETags tell only one file's states apart."""
     md5 = "0" * 32
-    assert RemoteFile("a", 1, "x", md5).key("gs://b/m") == RemoteFile("c", 1, "y", md5).key("as://a/c/n")
-    tags = [md5, f"{md5}-4"]
-    for tag in tags:
-        assert RemoteFile("1/a", 1, tag).key("s3://b/m") == RemoteFile("2/a", 1, tag).key("s3://b/n")
-        assert RemoteFile("1/a", 1, tag).key("s3://b/m") != RemoteFile("1/a", 2, tag).key("s3://b/m")
-    assert RemoteFile("1/a", 1, "0x8D").key("as://b/m") != RemoteFile("2/a", 1, "0x8D").key("as://b/m")
+
+    def keys(path: str, size: int, tag: str, md5: str = "", *, place: str) -> tuple[str, ...]:
+        return RemoteFile(path, size, tag, md5).keys(place)
+
+    assert keys("a", 1, "x", md5, place="gs://b/m") == keys("c", 1, "y", md5, place="as://a/c/n")
+    shared, own = keys("1/a", 1, md5, place="s3://b/m")
+    assert (shared,) == keys("c", 1, "y", md5, place="as://a/c/n")
+    others = keys("2/a", 1, md5, place="s3://b/m"), keys("1/a", 1, md5, place="s3://c/m")
+    assert all(other[0] == shared and other[1] != own for other in others)
+    assert keys("1/a", 1, f"{md5}-4", place="s3://b/m") == keys("2/a", 1, f"{md5}-4", place="s3://b/n")
+    assert keys("1/a", 1, f"{md5}-4", place="s3://b/m") != keys("1/a", 1, f"{md5}-4", place="s3://c/m")
+    for tag in (md5, f"{md5}-4"):
+        assert not set(keys("1/a", 1, tag, place="s3://b/m")) & set(keys("1/a", 2, tag, place="s3://b/m"))
+    assert keys("1/a", 1, "0x8D", place="as://b/m") != keys("2/a", 1, "0x8D", place="as://b/m")
 
 
 def test_errors_of_storages_show_no_secrets() -> None:
@@ -237,5 +254,80 @@ def test_errors_of_storages_show_no_secrets() -> None:
         bucket._connected()
         bucket._filesystem = None
     assert bucket._secrets == ["k-one", "k-two"]
+    bucket._secrets += Credential(
+        {"sas_token": "?sv=1&sig=a%2Fbc", "connection_string": "X=y;AccountKey=no=="}
+    ).secrets()
+    assert bucket._reason(ValueError("GET /?sig=a/bc&sv=1, a%2Fbc, no==")) == "GET /?sig=***&sv=1, ***, ***"
     told = bucket._reason(ValueError(f"{url.text}: GET https://acc.x/con/p/m?sv=1&sig=hush with k-one, k-two"))
     assert told == "as://acc/con/p?***: GET https://acc.x/con/p/m?*** with ***, ***"
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "shown_as"),
+    [
+        ("https://me:pass@host/r/", "https://me:pass@host/r: 404, host pass", "https://***@host/r: 404, host ***"),
+        ("https://token@host/r", "no host token@host", "no host ***@host"),
+        ("as://acc/con?sv=22&sig=ab%2Bcdef", "GET /con/m?sig=ab+cdef&sv=22", "GET /con/m?sig=***&sv=22"),
+    ],
+)
+def test_errors_show_no_part_of_an_url_that_is_secret(text: str, said: str, shown_as: str) -> None:
+    """Libraries name other URLs than ours, with the parts of its user and its signature in another order or decoded."""
+    assert Bucket(parse_url(text), lambda _: Credential())._reason(ValueError(said)) == shown_as
+
+
+class Remembered:
+    """A file system that is denied, or fails, as `answers` says; None is an answer."""
+
+    async_impl = False
+
+    def __init__(self, answers: list[BaseException | None]) -> None:
+        self.answers = answers
+
+    def ls(self, *_: Any, **__: Any) -> list[Any]:
+        answer = self.answers.pop(0)
+        if answer is not None:
+            raise answer
+        return []
+
+
+def test_a_refusal_at_the_last_attempt_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many other failures came before it."""
+    monkeypatch.setattr("conch.repository.bucket.FIRST_PAUSE", 0.0)
+    bucket = Bucket(parse_url("x://b"), lambda _: Credential())
+    filesystem = Remembered([*[OSError("cut")] * 4, PermissionError("no entry"), None])
+    monkeypatch.setattr(bucket, "_connect", lambda _: filesystem)
+    with pytest.raises(InferError, match="failed to read model repository x://b: no entry") as caught:
+        bucket.folders()
+    assert caught.value.hint == "check the credentials and what they allow"
+    assert bucket.folders() == []
+
+
+def test_who_is_refused_late_keeps_the_new_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two that were refused with the same credentials one connects anew, and the other goes on with that."""
+    bucket = Bucket(parse_url("x://b"), lambda _: Credential())
+    made: list[Remembered] = []
+    both = threading.Barrier(2, timeout=10)
+
+    class Refusing(Remembered):
+        def ls(self, *_: Any, **__: Any) -> list[Any]:
+            both.wait()
+            raise PermissionError("expired")
+
+    def connect(_: Credential) -> Remembered:
+        made.append(Refusing([]) if not made else Remembered([None, None]))
+        return made[-1]
+
+    monkeypatch.setattr(bucket, "_connect", connect)
+    threads = [threading.Thread(target=bucket.folders) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(made) == 2
+    assert made[1].answers == []
+
+
+def test_an_md5_that_is_none_is_left_out() -> None:
+    """What a storage says in another form than it should does not end the listing."""
+    assert remote_file("a", {"size": 1, "md5Hash": "AAA"}).md5 == ""
+    assert remote_file("a", {"size": 1, "md5Hash": "AAE="}).md5 == "0001"

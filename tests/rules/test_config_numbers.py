@@ -85,3 +85,21 @@ def test_any_depth_is_refused(parameter: str, depth: int, key: str) -> None:
 def test_the_field_is_named(parameter: str, text: str, said: str) -> None:
     """The sentence says which."""
     assert said in read(parameter, text)
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ('{"pinned": true, "pinned": false}', "says 'pinned' twice"),
+        ('{"seconds": NaN}', "is no JSON: NaN is no number of JSON"),
+        ("[" * 100_000, "is no JSON: it is nested too deeply"),
+        ("{", "is no JSON: "),
+    ],
+)
+def test_parameters_are_read_strictly(name: str, text: str, what: str) -> None:
+    """Of a key that is there twice neither is taken, in any parameter of ours."""
+    config = ModelConfig(name="m", backend="python")
+    config.parameters[name].string_value = text
+    with pytest.raises(InferError, match=f"parameter '{name}'.* {what}"):
+        READERS[name](config)

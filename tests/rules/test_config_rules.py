@@ -27,6 +27,14 @@ MODELS = {
     "response_cache { enable: true } model_transaction_policy { decoupled: true }":
         "Response Cache does not currently support model m with 'decoupled' transaction policy. Please disable the "
         "response cache.",
+    'default_model_filename: "../../other/1/model.onnx"':
+        "default_model_filename '../../other/1/model.onnx' of model 'm' is outside model directory",
+    'default_model_filename: "/etc/passwd"':
+        "default_model_filename '/etc/passwd' of model 'm' is outside model directory",
+    'default_model_filename: "a/../../.."':
+        "default_model_filename 'a/../../..' of model 'm' is outside model directory",
+    'default_model_filename: ".."': "default_model_filename '..' of model 'm' is outside model directory",
+    'default_model_filename: "a\\0b"': "default_model_filename 'a\\x00b' of model 'm' is outside model directory",
     "model_metrics { metric_control {} }": "metric control must specify 'metric_identifier'",
     "model_metrics { metric_control { metric_identifier {} } }": "metric identifier must specify non-empty 'family'",
     'model_metrics { metric_control { metric_identifier { family: "f" } } }':
@@ -264,6 +272,8 @@ def test_name_and_backend_are_needed() -> None:
         model('input { name: "s" data_type: TYPE_FP32 dims: [ 2, 4, -1, 6 ] reshape { shape: [ 8, -1, 1, 6 ] } }'),
         ensemble(f"{step({'x': 'x'}, {'y': 'z'})}, {step({'x': 'z'}, {'y': 'y'})}"),
         ensemble(f"{step({'x': 'z'}, {'y': 'y'})}, {step({'x': 'x'}, {'y': 'z'})}"),
+        model('default_model_filename: "../shared.onnx"'),
+        model('default_model_filename: "..data/model.onnx"'),
     ],
 )
 def test_sound_configs(config: ModelConfig) -> None:

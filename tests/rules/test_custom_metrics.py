@@ -110,6 +110,16 @@ def test_buckets_count_what_is_at_most_their_bound(bounds: list[float], values: 
     assert not re.search(r"\de[+-]?\d", text)
 
 
+def test_an_infinite_bound_is_the_last_bucket() -> None:
+    """There is one line for it, not two."""
+    families = Families()
+    series = families.series(families.family("h", "text", "histogram"), {}, (1.0, math.inf))
+    for value in (0.5, 2.0, math.inf):
+        series.observe(value)
+    lines = re.findall(r"^h_bucket.*$", families.render().decode(), re.MULTILINE)
+    assert lines == ['h_bucket{le="1"} 1', 'h_bucket{le="+Inf"} 3']
+
+
 @pytest.mark.parametrize("name", ["", "a b", "1a", "__a", "a-b", "\u00e4"])
 def test_odd_names_are_refused(name: str) -> None:
     """A name that Prometheus cannot read would spoil the whole page."""

@@ -247,10 +247,25 @@ def test_a_running_request_hears_that_it_is_cancelled() -> None:
 def test_a_request_that_was_dropped_ends_its_sequence() -> None:
     """An instance that never executed it says CANCELLED."""
     bench = Bench(OLDEST)
-    bench.send(1, START, 1)
+    request = bench.send(1, START, 1)
+    bench.loop.settle()
+    request.form.withdraw(request)
     bench.loop.settle()
     bench.finish(error=InferError(Code.CANCELLED, ""))
     assert "must specify the START flag" in refusal(bench, 1)
+
+
+def test_a_model_that_says_cancelled_has_failed() -> None:
+    """Nobody has cancelled the request: as after any error the sequence goes on."""
+    bench = Bench(OLDEST + STATE)
+    bench.send(1, START, 1)
+    bench.drain()
+    bench.send(1, 0, 10)
+    bench.loop.settle()
+    bench.finish(error=InferError(Code.CANCELLED, "the model's word"))
+    bench.send(1, 0, 100)
+    bench.drain()
+    assert bench.batches[-1][0].state == 1
 
 
 def test_failures_do_not_end_a_sequence() -> None:
@@ -364,6 +379,35 @@ def test_an_iterative_request_that_is_cancelled_does_not_run_again() -> None:
     error = bench.sink.of[request]
     assert isinstance(error, InferError)
     assert error.code is Code.CANCELLED
+
+
+def give_back(bench: Bench) -> None:
+    """The model releases what it runs, to have it again."""
+    instance = bench.instances[0]
+    for request in instance.batch:
+        assert request.form.reschedule is not None
+        request.form.reschedule(request)
+    idle, instance.idle, instance.batch = instance.idle, None, ()
+    assert idle is not None
+    idle()
+
+
+def test_a_deadline_is_kept_while_an_iterative_request_runs_again_and_again() -> None:
+    """Also where other deadlines have passed while it ran."""
+    bench = Bench("iterative_sequence: true " + OLDEST, batch=1)
+    now = bench.loop.now
+    bench.send(0, 0, 1, expires_ns=now + 20 * MS)
+    other = bench.send(0, 0, 2, expires_ns=now + 5 * MS)
+    bench.loop.advance(6 * MS)
+    assert isinstance(bench.sink.of[other], InferError)
+    give_back(bench)
+    blocker = bench.send(0, 0, 3)
+    bench.loop.advance(1 * MS)
+    while bench.instances[0].batch[0].client is not blocker:  # type: ignore[attr-defined]
+        give_back(bench)
+        bench.loop.settle()
+    bench.loop.advance(30 * MS)
+    assert [str(error) for error in bench.sink.of.values()] == ["Unavailable: Request timeout expired"] * 2
 
 
 def test_forms_are_made_once() -> None:

@@ -80,7 +80,7 @@ class Gcs:
                 params={"uploadType": "media", "name": key},
                 data=content.encode() if isinstance(content, str) else content,
                 headers={"content-type": "application/octet-stream"},
-                timeout=10,
+                timeout=60,
             )
             answer.raise_for_status()
 
@@ -136,19 +136,25 @@ def azurite() -> Path:
     with (place / "lock").open("w") as lock:
         # Tests of several files run at the same time.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not program.is_file():
+        done, failed = place / "done", place / "failed"
+        if failed.exists() and time.time() - failed.stat().st_mtime < 3600:
+            pytest.skip(f"azurite cannot be had: {failed.read_text()}")
+        if not done.exists():
             try:
                 subprocess.run(
                     ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(place), "azurite@3"],
-                    check=True, capture_output=True, timeout=100,
+                    check=True, capture_output=True, timeout=60,
                 )  # fmt: skip
             except (OSError, subprocess.SubprocessError) as error:
+                # Whoever else wants it need not wait for the same.
+                failed.write_text(str(error))
                 pytest.skip(f"azurite cannot be had: {error}")
+            done.touch()
     return program
 
 
 def wait_for_port(port: int) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return

@@ -48,7 +48,7 @@ class Collector:
     def wait(self, count: int) -> list[Any]:
         """Until so many spans have come."""
         with self._changed:
-            assert self._changed.wait_for(lambda: len(self.spans) >= count, 30), f"{len(self.spans)} of {count} spans"
+            assert self._changed.wait_for(lambda: len(self.spans) >= count, 60), f"{len(self.spans)} of {count} spans"
             return list(self.spans)
 
     def __enter__(self) -> Self:

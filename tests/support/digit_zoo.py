@@ -40,7 +40,7 @@ def train(repository: Path, *only: str, seed: int = 0) -> dict[str, Array]:
     file = repository.with_suffix(".npz")
     command = [sys.executable, str(TRAIN), str(repository), f"--answers={file}", f"--seed={seed}"]
     done = subprocess.run(
-        [*command, "--only", *only] if only else command, capture_output=True, text=True, check=False, timeout=200
+        [*command, "--only", *only] if only else command, capture_output=True, text=True, check=False, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
     with np.load(file) as answers:

@@ -52,7 +52,7 @@ class FakeModels:
 
     def wait(self, done: Callable[[], bool]) -> None:
         with self.change:
-            assert self.change.wait_for(done, 20)
+            assert self.change.wait_for(done, 60)
 
     def prepare(self, head: RequestHead, /) -> RequestForm:
         self.prepared.append(head)

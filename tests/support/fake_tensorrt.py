@@ -1,7 +1,8 @@
 """Stand-ins for `tensorrt` and `cuda.bindings.runtime` with the calls that we make: "device memory" is the host's.
 
 The engine has one input `x` and one output `y`, `y` = `x` * 2, FP32. Names and signatures are those of TensorRT 10 and
-cuda-python 13; that the real libraries behave so is not shown by tests that use this.
+cuda-python 13, which gives None beside an error code; that the real libraries behave so is not shown by tests that use
+this.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ class Context:
         return len(shape) == len(least) and all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True))
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        if name == "y" and self._shape and self._engine.told.get("shrinking"):
+            return (20 - self._shape[0], 3)
         return (-1, 3) if self._engine.told.get("unknown") else self._shape
 
     def set_tensor_address(self, name: str, address: int) -> bool:
@@ -67,6 +70,8 @@ class Context:
     def execute_async_v3(self, stream: int) -> bool:
         assert isinstance(stream, int)
         self._log.calls.append(f"execute {self.profile}")
+        if self._log.recording is not None and self._engine.told.get("raising"):
+            raise RuntimeError("it is not to be recorded")
         if self._log.recording is not None:
             self._log.recording.append((self, self._shape))
             return not self._engine.told.get("unrecordable")
@@ -99,6 +104,9 @@ class Engine:
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[list[int]]:
         return [list(each) for each in self.told["profiles"][profile]]
+
+    def get_tensor_format(self, name: str) -> Any:
+        return SimpleNamespace(name=self.told.get("format", "LINEAR"))
 
     def is_shape_inference_io(self, name: str) -> bool:
         return bool(self.told.get("shape_tensor"))
@@ -162,7 +170,11 @@ def _cuda(log: Log, gpus: int) -> ModuleType:
         recorded, log.recording = log.recording, None
         assert recorded is not None
         failed = any(context._engine.told.get("unrecordable") for context, _ in recorded)
-        return (Error(900) if failed else ok), recorded
+        return (Error(900), None) if failed else (ok, recorded)
+
+    def instantiate(graph: Any, flags: int) -> tuple[Error, Any]:
+        failed = any(context._engine.told.get("uninstantiable") for context, _ in graph)
+        return (Error(2), None) if failed else (ok, graph)
 
     def launch(graph: Any, stream: Any) -> tuple[Error]:
         log.calls.append("launch")
@@ -177,7 +189,7 @@ def _cuda(log: Log, gpus: int) -> ModuleType:
 
         return call
 
-    module.cudaGetDeviceCount = lambda: (ok, gpus) if gpus else (Error(100), 0)
+    module.cudaGetDeviceCount = lambda: (ok, gpus) if gpus else (Error(100), None)
     module.cudaSetDevice = lambda number: (ok,)
     module.cudaStreamCreate = lambda: (ok, 7)
     module.cudaStreamDestroy = noted("stream destroyed")
@@ -188,7 +200,7 @@ def _cuda(log: Log, gpus: int) -> ModuleType:
     module.cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
     module.cudaStreamBeginCapture, module.cudaStreamEndCapture = begin, end
     module.cudaStreamCaptureMode = Enum("Mode", "cudaStreamCaptureModeThreadLocal")
-    module.cudaGraphInstantiate = lambda graph, flags: (ok, graph)
+    module.cudaGraphInstantiate = instantiate
     module.cudaGraphLaunch = launch
     module.cudaGraphDestroy = noted("graph destroyed")
     module.cudaGraphExecDestroy = noted("exec destroyed")

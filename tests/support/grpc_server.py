@@ -44,7 +44,7 @@ class GrpcServer:
         async def run() -> object:
             return function(*args)  # type: ignore[operator]
 
-        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(10)
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(60)
 
     def _run(self) -> None:
         async def main() -> None:
@@ -58,7 +58,7 @@ class GrpcServer:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        if not self._started.wait(10):
+        if not self._started.wait(60):
             raise AssertionError("the server did not start")
         return self
 
@@ -66,7 +66,7 @@ class GrpcServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        self._thread.join(60)
         for version in self.registry.versions.values():
             version.scheduler.stop()
 

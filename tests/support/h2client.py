@@ -30,6 +30,11 @@ class Wire(asyncio.Transport):
         self.writes = 0
         self.closed = self.aborted = self.reading_paused = False
         self.protocol: asyncio.BaseProtocol | None = None
+        #: What the buffer is said to hold.
+        self.unsent = 0
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
 
     def write(self, data: Any) -> None:
         self.data += data

@@ -17,10 +17,11 @@ from support.http_plane import Plane
 
 
 class ServerThread:
-    """`transport` runs until `close`; `run` has a coroutine run on its loop."""
+    """`transport` runs until `close`; `run` has a coroutine run on its loop. `options` are the HTTP transport's."""
 
-    def __init__(self, plane: Plane, transport: Transport | None = None) -> None:
+    def __init__(self, plane: Plane, transport: Transport | None = None, **options: Any) -> None:
         self.plane = plane
+        self._options = HttpOptions(address="127.0.0.1", port=0, **options)
         self.loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()
@@ -32,11 +33,10 @@ class ServerThread:
         return f"127.0.0.1:{self.transport.port}"
 
     async def _make(self) -> Transport:
-        options = HttpOptions(address="127.0.0.1", port=0, slow_sender_timeout=2.0)
-        return HttpTransport(options, self.plane, self.plane, Bridge(asyncio.get_running_loop()))
+        return HttpTransport(self._options, self.plane, self.plane, Bridge(asyncio.get_running_loop()))
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
 
     def call(self, function: Any, *args: Any) -> Any:
         async def inner() -> Any:
@@ -47,5 +47,5 @@ class ServerThread:
     def close(self) -> None:
         self.run(self.transport.close())
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self.loop.close()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
+import struct
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -44,6 +47,17 @@ class FakeTransport:
         self.aborted = False
         self.ended = False
         self.waiting = 0
+        #: Of TCP: what the kernel says has been acknowledged; None for a transport without a socket.
+        self.acked: int | None = None
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self if name == "socket" and self.acked is not None else default
+
+    family = socket.AF_INET
+
+    def getsockopt(self, level: int, option: int, size: int) -> bytes:
+        assert (level, option) == (socket.IPPROTO_TCP, socket.TCP_INFO)
+        return struct.pack("=120xQ", self.acked)[:size]
 
     def write(self, data: Any) -> None:
         assert not self.closed
@@ -78,6 +92,11 @@ class FakeTransport:
     def get_write_buffer_size(self) -> int:
         return self.waiting
 
+    def set_write_buffer_limits(self, *, high: int) -> None:
+        """As uvloop's: more than `high` bytes waiting are too many from now on."""
+        if self.waiting > high and isinstance(self.protocol, asyncio.Protocol):
+            self.protocol.pause_writing()
+
     def close(self) -> None:
         self.closed = True
 
@@ -106,7 +125,7 @@ class FakeLoop:
     """As much of an event loop as the bridge needs."""
 
     def __init__(self) -> None:
-        self.calls: list[Callable[[], object]] = []
+        self.calls: deque[Callable[[], object]] = deque()
         #: For the end of this tick.
         self.soon: list[Callable[[], object]] = []
         self.timers: list[Timer] = []
@@ -163,11 +182,10 @@ class Wire:
 
     def turn(self) -> None:
         """Wait until another thread has woken the loop, and run what it has left there."""
-        assert self.loop.woken.wait(10)
+        assert self.loop.woken.wait(60)
         self.loop.woken.clear()
-        calls, self.loop.calls = self.loop.calls, []
-        for call in calls:
-            call()
+        while self.loop.calls:
+            self.loop.calls.popleft()()
         self.loop.end_tick()
 
 

@@ -102,7 +102,7 @@ class Served:
         self.loop.call_soon_threadsafe(self.instance.start, batch, idle.set)
         return idle
 
-    def ask(self, *batch: InferRequest, seconds: float = 20.0) -> list[Any]:
+    def ask(self, *batch: InferRequest, seconds: float = 60.0) -> list[Any]:
         assert self.start(batch).wait(seconds), "the instance is not idle again"
         return [outcome(request) for request in batch]
 
@@ -113,7 +113,7 @@ class Served:
     @property
     def pid(self) -> int:
         """The process number of the worker, once there is one."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while (worker := self.instance._worker) is None:
             assert time.monotonic() < deadline, "no worker came up"
             time.sleep(0.001)

@@ -33,7 +33,7 @@ class Recorder:
         """The requests that have had a final call, once for each such call."""
         return [request for request, _, final in self.replies if final] + [request for request, _ in self.errors]
 
-    def wait(self, count: int, seconds: float = 20.0) -> None:
+    def wait(self, count: int, seconds: float = 60.0) -> None:
         """Until `count` requests are settled."""
         with self._change:
             if not self._change.wait_for(lambda: len(self.finals()) >= count, seconds):

@@ -61,7 +61,7 @@ class Server:
         *flags: str,
         command: Sequence[str] = CONCH,
         env: Mapping[str, str] | None = None,
-        timeout: float = 60.0,
+        timeout: float = 150.0,
     ) -> None:
         self.http_port, self.grpc_port, self.metrics_port = free_ports(3)
         place = [str(repository)] if tuple(command) == tuple(CONCH) else [f"--model-repository={repository}"]
@@ -118,7 +118,7 @@ class Server:
         deadline = self.started + self.timeout
         while True:
             try:
-                connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=2)
+                connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=20)
                 connection.request("GET", path)
                 status = connection.getresponse().status
                 connection.close()
@@ -132,7 +132,7 @@ class Server:
                 raise ServerError(f"{path} was not among {good} within {self.timeout:g} s\n{self.log}")
             time.sleep(0.01)
 
-    def wait(self, timeout: float = 40.0) -> int:
+    def wait(self, timeout: float = 100.0) -> int:
         """The exit code, once the process has ended by itself."""
         try:
             return self.process.wait(timeout)
@@ -144,7 +144,7 @@ class Server:
             self.process.send_signal(number)
 
     def stacks(self) -> str:
-        """Asks the server and its workers what their threads are doing; the log with what they say."""
+        """Asks the server and its workers what their threads are doing; the log with what they say after a second."""
         with suppress(psutil.Error):
             server = psutil.Process(self.process.pid)
             for process in [server, *server.children(recursive=True)]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
+
+import psutil
 
 
 def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
@@ -12,3 +15,10 @@ def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"not so after {seconds:g} seconds"
         time.sleep(0.01)
+
+
+def ended(process: psutil.Process) -> bool:
+    """Whether it runs no more, although nobody may have asked for its exit code yet."""
+    with suppress(psutil.NoSuchProcess):
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    return True

@@ -12,11 +12,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from conch.adopt import functions
+from conch.adopt import api, functions
 from conch.adopt.api import AdoptError, Entry, Packed
 from conch.adopt.lay import lay
 from conch.adopt.run_mlserver import artefact
 from conch.adopt.targets import read_target
+from conch.cli import importing
 from conch.pb.model_config_pb2 import ModelConfig
 from support.other_servers import archive, estimator_folder, mean_model, saved_models, word_count
 
@@ -221,3 +222,64 @@ def test_an_import_that_never_ends_is_ended(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "app.py").write_text("import conch, os, threading\nos.fork()\nthreading.Event().wait()\n")
     said = refusal(tmp_path / "app.py")
     assert said.startswith(f"{tmp_path / 'app.py'}: importing it took more than 0.5 s")
+
+
+def model_file(repository: Path) -> Path:
+    """A model that is in the repository already."""
+    file = repository / "m" / "1" / "model.onnx"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"weights")
+    return file
+
+
+def test_a_model_is_not_replaced_by_links_to_itself(tmp_path: Path) -> None:
+    """The files would be gone, and the links lead nowhere; a copy may take its place."""
+    file = model_file(tmp_path)
+    entry = Entry("m", ModelConfig(), {"1/model.onnx": file}, "x", file)
+    with pytest.raises(AdoptError, match=r"m/1/model.onnx lies in .*/m, which would be replaced"):
+        lay([entry], tmp_path, force=True)
+    assert file.read_bytes() == b"weights"
+    lay([entry], tmp_path, copy=True, force=True)
+    assert file.read_bytes() == b"weights"
+    packed = Packed(tmp_path / "m" / "a.mar", "x")
+    with pytest.raises(AdoptError, match="which would be replaced"):
+        lay([Entry("m", ModelConfig(), {"1/x": packed}, "x", file)], tmp_path, copy=True, force=True)
+
+
+def test_a_model_that_cannot_be_laid_leaves_the_old_one(tmp_path: Path) -> None:
+    """And nothing half made beside it."""
+    file = model_file(tmp_path / "r")
+    broken = Entry("m", ModelConfig(), {"1/a": b"a", "1/b": tmp_path / "nothing"}, "x", tmp_path)
+    with pytest.raises(FileNotFoundError):
+        lay([broken], tmp_path / "r", copy=True, force=True)
+    assert file.read_bytes() == b"weights"
+    assert [each.name for each in (tmp_path / "r").iterdir()] == ["m"]
+
+
+def test_a_link_is_replaced_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    """A model that is a link in the repository, or a file."""
+    file = model_file(tmp_path / "elsewhere")
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "m").symlink_to(file.parent.parent)
+    lay([Entry("m", ModelConfig(), {"1/a": b"a"}, "x", tmp_path)], tmp_path / "r", copy=True, force=True)
+    assert (tmp_path / "r" / "m" / "1" / "a").read_bytes() == b"a"
+    assert file.read_bytes() == b"weights"
+
+
+def test_a_folder_that_cannot_be_copied_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the file in it that is to blame."""
+    model = tmp_path / "model.savedmodel"
+    model.mkdir()
+    (model / "saved_model.pb").write_bytes(b"x")
+    (model / "gone").symlink_to(tmp_path / "nothing")
+    assert importing.main([str(model), "--name=m", f"--into={tmp_path / 'r'}"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"conch import: {model / 'gone'}: ")
+    assert "No such file or directory" in said
+
+
+def test_a_description_in_an_archive_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zip archives hold a thousand times their size."""
+    monkeypatch.setattr(api, "_MOST", 1000)
+    path = archive(tmp_path, {"h.py": "x"}, modelName="m", handler="h.py", more="x" * 2000)
+    assert "'MAR-INF/MANIFEST.json' in it has " in refusal(path)

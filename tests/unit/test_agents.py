@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 from blake3 import blake3
@@ -37,10 +41,14 @@ class TritonRepoAgent:
                 (place / "1").mkdir()
                 (place / "1" / "model.py").write_text("moved")
                 (place / "3").mkdir()
+                if "anew" in model.parameters:
+                    (place / "config.pbtxt").write_text('backend: "opened"')
                 model.state = place
                 return place
             if "wrong" in model.parameters:
                 return 7
+        if action.startswith("UNLOAD") and "exits" in model.parameters:
+            raise SystemExit(1)
         if action == "LOAD_COMPLETE" and "late" in model.parameters:
             raise ValueError("too late to stop it")
 
@@ -115,6 +123,91 @@ def test_an_agent_sees_a_model_come_and_go(house: House) -> None:
     assert house.said() == ["gone"]
 
 
+def test_an_agent_hears_of_the_end_before_and_after_it(house: House) -> None:
+    """UNLOAD comes while the model is still there, once; UNLOAD_COMPLETE when it is gone."""
+    house.config(agent(mark="a"))
+    first = house.store.fetch("m")
+    first.served()
+    house.said()
+    first.leaves()
+    first.leaves()
+    assert house.said() == ["UNLOAD m a"]
+    first.release()
+    assert house.said() == ["UNLOAD_COMPLETE m a"]
+
+
+def test_a_model_that_is_made_anew_does_not_leave(house: House) -> None:
+    """Of two loads of the same files the first one's end is not the model's."""
+    house.config(agent(mark="a"))
+    first, second = house.store.fetch("m"), house.store.fetch("m")
+    first.served()
+    again = house.store.fetch("m")
+    again.served()
+    house.said()
+    first.leaves()
+    first.release()
+    assert house.said() == []
+    again.release()
+    assert house.said() == ["UNLOAD m a", "UNLOAD_COMPLETE m a"]
+    second.release()
+    assert house.said() == ["LOAD_FAIL m a"]
+
+
+def test_a_model_that_leaves_is_another_visit_when_it_comes_back(house: House) -> None:
+    """Who has heard UNLOAD hears LOAD before the model serves again."""
+    house.config(agent(mark="a"))
+    first = house.store.fetch("m")
+    first.served()
+    first.leaves()
+    house.said()
+    second = house.store.fetch("m")
+    second.served()
+    assert house.said() == ["LOAD m a", "LOAD_COMPLETE m a"]
+    first.release()
+    assert house.said() == ["UNLOAD_COMPLETE m a"]
+    assert house.store.fetch("m").fingerprint == second.fingerprint
+    assert house.said() == []
+
+
+def test_an_agent_that_would_exit_leaves_no_files(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever an agent raises at the end, the others hear of it and what it was lent is given back."""
+    house.config(agent(mark="a", elsewhere="yes", exits="yes"), agent(mark="b"))
+    stored = house.store.fetch("m")
+    stored.served()
+    house.said()
+    stored.release()
+    assert house.said() == ["UNLOAD m a", "UNLOAD m b", "UNLOAD_COMPLETE m a", "UNLOAD_COMPLETE m b"]
+    assert not stored.directory.exists()
+    assert "repository agent 'spy' failed at UNLOAD of 'm'" in caplog.text
+
+
+def test_copies_of_one_content_are_one_visit(house: House) -> None:
+    """A store that makes a folder for each load tells by `place` where the model is: nobody is asked again."""
+    house.config(agent(mark="a"))
+    inner = house.store._inner
+    copies: list[Path] = []
+
+    class Copies(LocalStore):
+        def fetch(self, name: str) -> StoredModel:
+            stored = inner.fetch(name)
+            copies.append(house.place / f"copy{len(copies)}")
+            shutil.copytree(stored.directory, copies[-1])
+            return replace(stored, directory=copies[-1], place="s3://bucket/m", release=partial(rmtree, copies[-1]))
+
+    store = AgentStore(Copies([house.place / "repository"]), house.agents)
+    first = store.fetch("m")
+    first.served()
+    house.said()
+    second = store.fetch("m")
+    second.served()
+    second.release()
+    assert house.said() == []
+    assert first.directory.exists()
+    first.release()
+    assert house.said() == ["UNLOAD m a", "UNLOAD_COMPLETE m a"]
+    assert not any(each.exists() for each in copies)
+
+
 def test_an_agent_hears_of_a_failed_load(house: House) -> None:
     """A load that never came to serve ends with LOAD_FAIL."""
     house.config(agent())
@@ -150,6 +243,21 @@ def test_an_agent_may_put_another_folder_in_place(house: House) -> None:
     assert stored.config_source == str(house.model / "config.pbtxt")
     stored.release()
     assert not stored.directory.exists()
+
+
+def test_an_agent_may_put_another_config_in_place(house: House) -> None:
+    """As in Triton the config is read where the model is loaded from, unless it came with the request."""
+    house.config(agent(elsewhere="yes", anew="yes"))
+    stored = house.store.fetch("m")
+    assert (stored.config_text, stored.config_source) == (
+        'backend: "opened"',
+        str(stored.directory / "config.pbtxt"),
+    )
+    (house.model / "1" / "model.py").write_text("changed")
+    assert house.store.fetch("m").fingerprint.config == stored.fingerprint.config
+    parameters = {"elsewhere": "yes", "anew": "yes"}
+    given = json.dumps({"model_repository_agents": {"agents": [{"name": "spy", "parameters": parameters}]}})
+    assert house.store.fetch_override("m", given, {}).config_text == given
 
 
 def test_an_agent_that_raises_ends_the_load(house: House) -> None:
@@ -201,6 +309,12 @@ def test_a_config_that_cannot_be_read_is_told_later(house: House) -> None:
             "raising",
             "class TritonRepoAgent:\n    def __init__(self):\n        raise OSError('no')",
             "repository agent 'raising' cannot be made: OSError: no",
+        ),
+        ("quitting", "raise SystemExit(3)", "repository agent 'quitting' cannot be imported: SystemExit: 3"),
+        (
+            "leaving",
+            "class TritonRepoAgent:\n    def __init__(self):\n        raise SystemExit(3)",
+            "repository agent 'leaving' cannot be made: SystemExit: 3",
         ),
         ("idle", "class TritonRepoAgent: ...", "repository agent 'idle' has no method model_action"),
     ],

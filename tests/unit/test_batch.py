@@ -117,3 +117,12 @@ def test_failure_reaches_every_request() -> None:
     batch.fail(internal("boom"))
     assert [error.message for _, error in sink.errors] == ["boom", "boom"]
     assert (stats.executions, stats.fail.count, stats.failures[Reason.BACKEND]) == (1, 2, 2)
+
+
+def test_what_cannot_be_shared_out_fails_the_batch() -> None:
+    """Whatever goes wrong (memory may run out), every request is answered and the instance's thread goes on."""
+    batch, sink, stats = make_batch(1, 2)
+    batch.settle([(SPEC.outputs[0], (3, 2), None)])  # type: ignore[list-item]
+    assert [error.code for _, error in sink.errors] == [Code.INTERNAL] * 2
+    assert sink.errors[0][1].message.startswith("the outputs of model 'm' cannot be shared out: TypeError(")
+    assert stats.failures[Reason.BACKEND] == 2

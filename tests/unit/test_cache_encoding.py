@@ -20,7 +20,9 @@ from conch.types.tensor import Tensor, join_bytes
 parameters = st.one_of(
     st.none(),
     st.dictionaries(
-        st.text(), st.one_of(st.booleans(), st.integers(), st.floats(allow_nan=False), st.text()), min_size=1
+        st.text(),
+        st.one_of(st.booleans(), st.integers(-(2**63), 2**64 - 1), st.floats(allow_nan=False), st.text()),
+        min_size=1,
     ),
 )
 
@@ -100,6 +102,11 @@ def forged(head: Any, contents: bytes = b"") -> bytes:
         forged({"outputs": [], "parameters": [1]}),
         forged({"outputs": [], "parameters": {"a": {}}}),
         forged({"outputs": [], "parameters": {"a": None}}),
+        forged({"outputs": [["Y", "FP32", [0, 2**63], 0]], "parameters": None}),
+        forged({"outputs": [["\ud800", "FP32", [1], 4]], "parameters": None}, bytes(4)),
+        forged({"outputs": [], "parameters": {"a": 2**64}}),
+        forged({"outputs": [], "parameters": {"a": "\ud800"}}),
+        forged({"outputs": [], "parameters": {"\ud800": 1}}),
         forged(b"[" * 100_000),
         forged(b"\xff"),
         b"conch-entry-1\n" + hashlib.blake2b(b"", digest_size=16).digest(),

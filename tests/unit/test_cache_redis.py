@@ -17,6 +17,7 @@ from conch.types.dtype import UINT8
 from conch.types.response import InferResponse
 from conch.types.tensor import Tensor
 from support.redis_server import RedisServer, needs_redis
+from support.until import until
 
 
 def entry(text: bytes = b"hello") -> Entry:
@@ -174,6 +175,24 @@ def test_a_closed_cache_asks_nobody(house: House, client: FakeRedis) -> None:
     assert house.get() == "not asked"
     assert house.cache.insert(b"k", entry())
     assert client.calls == []
+
+
+def test_closing_answers_who_still_waits(client: FakeRedis) -> None:
+    """A look-up whose turn never came is a miss like any other: its request is not lost."""
+    house = House(client, connections=1)
+    client.gate.clear()
+    # Its only thread is held up.
+    house.cache.insert(b"k", entry())
+    found: list[Entry | None] = []
+    assert house.cache.ask(b"k", found.append)
+    closing = threading.Thread(target=house.cache.close)
+    closing.start()
+    until(lambda: house.cache._closed)
+    client.gate.set()
+    closing.join()
+    while not house.posted.empty():
+        house.posted.get()()
+    assert len(found) == 1
 
 
 @needs_redis

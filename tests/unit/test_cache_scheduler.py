@@ -7,6 +7,7 @@ import mmap
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -319,6 +320,53 @@ def test_ensembles_forget_with_every_change() -> None:
     config = ModelConfig()
     config.ensemble_scheduling.SetInParent()
     assert [remembered(config, "1", cache, generation) for generation in (1, 1)] == [[True, False]] * 2
+
+
+@pytest.mark.parametrize("kind", ["decoupled", "sequential"])
+def test_ensembles_of_models_without_a_cache_have_none(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A remembered answer would skip what a sequence has to keep, and there may be more or fewer answers than one."""
+    spec = replace(SPEC, decoupled=kind == "decoupled")
+    held = Held()
+    held.sequential = kind == "sequential"  # type: ignore[attr-defined]
+    key = SimpleNamespace(directory="/r/m", config=b"c", shared="s", files="f")
+    remember = Remember(LocalCache(1 << 20), lambda call: call(), Order)
+    scheduler = remember(held, spec, ModelConfig(), ModelStats(), key)
+    for _ in range(2):
+        scheduler.submit(make_request())
+    assert len(held.taken) == 2
+    assert "'response_cache' has no effect" in caplog.text
+
+
+def test_any_number_of_refused_requests_is_no_depth() -> None:
+    """Each of those who waited is asked for in its turn, also where the answer is "no" at once."""
+    house = House()
+    for n in range(2000):
+        house.submit(id=str(n))
+    (first,) = house.held.taken
+    error = unavailable("Exceeds maximum queue size")
+
+    def refuse(request: InferRequest, /) -> None:
+        request.sink.fail(request, error)
+
+    house.held.submit = refuse  # type: ignore[method-assign]
+    first.sink.fail(first, error)
+    assert [name for name, _ in house.refused()] == [str(n) for n in range(2000)]
+    house.held.taken.clear()
+    assert house.scheduler.inflight() == 0
+
+
+def test_who_leads_when_it_is_withdrawn_leaves_the_queue() -> None:
+    """It waited for another's answer when it was withdrawn, and stood in the queue a moment later."""
+    house = House()
+    house.submit(id="a")
+    late = house.submit(id="b")
+    (first,) = house.held.taken
+    house.scheduler.withdraw(late)
+    first.sink.fail(first, InferError(Code.CANCELLED, ""))
+    for call in house.posted:
+        call()
+    assert house.held.taken[-1] is late
+    assert house.held.calls == ["withdraw"]
 
 
 def test_memory_that_changes_is_not_remembered() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import socket
 from pathlib import Path
 
 import pytest
 
-from conch.check.finding import Edit, Finding, Fix, Move, Place, Severity
+from conch.check.finding import Edit, Finding, Fix, MakeFolder, Move, Place, Severity
 from conch.check.fixing import carry_out, choose
 from conch.cli.check import main
 from support.broken_repositories import ALL, MODEL, ONNX, PYTHON, file_of, put
@@ -137,6 +138,102 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     _, diffs = carry_out([finding])
     assert diffs == [f"not renamed: {tmp_path / 'b'} exists"]
     assert ((tmp_path / "a").read_text(), (tmp_path / "b").read_text()) == ("one", "two")
+
+
+def test_what_cannot_be_written_is_told(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fix that failed is not called done, and the others are made."""
+    ALL["wrong_size"].build(tmp_path)
+    sound(tmp_path)
+    (tmp_path / "m" / "1").rename(tmp_path / "m" / "v1")
+    path = tmp_path / "wrong_size" / "config.pbtxt"
+    write = Path.write_bytes
+
+    def refused(self: Path, data: bytes) -> int:
+        if self == path:
+            raise PermissionError(13, "Permission denied")
+        return write(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", refused)
+    assert main([str(tmp_path), "--fix"]) == 1
+    out = capsys.readouterr().out
+    assert f"not written: {path}: Permission denied" in out
+    assert "fixed version-folder-is-a-number" in out
+    assert "fixed onnx-dims-agree" not in out
+
+
+def test_a_rename_that_fails_is_told(tmp_path: Path) -> None:
+    """As where the file is gone since it was seen."""
+    changes = (MakeFolder(tmp_path / "there"), Move(tmp_path / "gone", tmp_path / "there" / "x"))
+    finding = Finding("model-file-is-there", Severity.ERROR, "m", Place(tmp_path), "", "", Fix("rename", changes))
+    done, diffs = carry_out([finding])
+    assert done == []
+    assert diffs == [
+        f"make folder {tmp_path / 'there'}",
+        f"not renamed: {tmp_path / 'gone'}: No such file or directory",
+    ]
+    (tmp_path / "file").touch()
+    stuck = MakeFolder(tmp_path / "file" / "x")
+    assert carry_out([dataclasses.replace(finding, fix=Fix("make", (stuck,)))])[1] == [
+        f"not made: {stuck.path}: Not a directory"
+    ]
+
+
+@pytest.mark.parametrize("form", ["text", "json", "github"])
+def test_names_that_are_no_text_are_shown(form: str, tmp_path: Path, capsys: Capture) -> None:
+    """Names of files are bytes: what is no UTF-8 is escaped."""
+    sound(tmp_path)
+    (tmp_path / "m" / "v\udcff").mkdir()
+    assert main([str(tmp_path), f"--format={form}"]) == 0
+    assert "folder 'v\\udcff' is not a version" in capsys.readouterr().out.encode().decode()
+
+
+OUTSIDE = {
+    "TOP/elsewhere/Model.onnx": "default_model_filename",
+    "../../../elsewhere/Model.onnx": "default_model_filename",
+    "TOP/elsewhere/labels.txt": "label_filename",
+    "../../elsewhere/labels.txt": "label_filename",
+}
+
+
+@pytest.mark.parametrize(("name", "field"), OUTSIDE.items())
+def test_a_fix_never_leaves_the_model(name: str, field: str, tmp_path: Path) -> None:
+    """Whatever path a config names, no file of the model is moved there."""
+    written = f'{field}: "{name.replace("TOP", str(tmp_path))}"'
+    config = ONNX.replace('name: "y"', f'name: "y" {written}') if field == "label_filename" else f"{ONNX}\n{written}"
+    put(tmp_path, {"r/m/config.pbtxt": config + "\nversion_policy { all {} }", "r/m/labels.txt": "a",
+                   "r/m/1/model.onnx": file_of(identity()), "r/m/2/model.onnx": file_of(identity()),
+                   "elsewhere/x": ""})  # fmt: skip
+    before = sorted(tmp_path.rglob("*"))
+    assert main([str(tmp_path / "r")]) == 1
+    main([str(tmp_path / "r"), "--fix"])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+HOSTILE = {
+    "a number in another base": ONNX + "\nmax_batch_size: 4 dynamic_batching { preferred_batch_size: [ 0x2, 011 ] }",
+    "a name that no disk takes": ONNX.replace('name: "y"', f'name: "y" label_filename: "{"a" * 300}"'),
+    "a file that no disk takes": f'{ONNX}\ndefault_model_filename: "{"a" * 300}"',
+    "a program that no disk takes": f'{PYTHON}\ndefault_model_filename: "{"a" * 300}"',
+    "a state without end": (
+        f"{PYTHON}\nmax_batch_size: 4 sequence_batching {{ oldest {{ max_candidate_sequences: 4 }} "
+        'state { input_name: "i" output_name: "o" data_type: TYPE_FP32 dims: [ 4611686018427387904 ] } }'
+    ),
+}
+
+
+@pytest.mark.parametrize("config", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_configs_end_in_findings(config: str, tmp_path: Path) -> None:
+    """And in nothing else."""
+    put(tmp_path, {"m/config.pbtxt": config, "m/1/model.onnx": file_of(identity()), "m/1/model.py": MODEL})
+    assert main([str(tmp_path)]) == 1
+
+
+@pytest.mark.parametrize("code", ["-" * 100_000 + "1", "+".join(["1"] * 20_000), "(" * 3000 + ")" * 3000])
+def test_a_program_that_is_too_deep_is_no_program(code: str, tmp_path: Path, capsys: Capture) -> None:
+    """Python gives up on such expressions in several ways."""
+    put(tmp_path, {"m/config.pbtxt": PYTHON, "m/1/model.py": f"x = {code}\n{MODEL}"})
+    assert main([str(tmp_path)]) == 1
+    assert "model.py is no valid Python: " in capsys.readouterr().out
 
 
 def test_fixes_that_meet_take_turns(tmp_path: Path) -> None:

@@ -85,3 +85,15 @@ def _loaded(golden: Path) -> set[str] | None:
         asked = True
         found |= {each["name"] for each in body if each.get("state") == "READY" or each.get("reason") == "unloaded"}
     return found if asked else None
+
+
+@pytest.mark.parametrize("order", [("one", "two"), ("two", "one")])
+def test_ensembles_of_namespaces_have_their_own_models(order: tuple[str, str], tmp_path: Path) -> None:
+    """Of two ensembles of one name each is compared with what lies beside it, in whatever order they are given."""
+    sound, wrong = (ensemble(step(name, {"x": "x"}, {"y": "y"})) for name in ("pre", "nobody"))
+    for place, config in (("one", wrong), ("two", sound)):
+        put(tmp_path / place, {"pre/config.pbtxt": ONNX, "pre/1/model.onnx": file_of(identity()),
+                               "ens/config.pbtxt": config, "ens/1/.keep": ""})  # fmt: skip
+    findings = check([tmp_path / each for each in order], Options(namespacing=True)).findings
+    found = [(each.rule, each.place.path) for each in findings]
+    assert found == [("ensemble-models-are-there", tmp_path / "one" / "ens" / "config.pbtxt")]

@@ -254,7 +254,20 @@ def test_given_files_need_no_storage(memory: Place, tmp_path: Path) -> None:
     with Fetches(memory.below("nothing"), tmp_path) as it:
         stored = it.store.fetch_override("new", '{"backend": "x"}', {"7/model.py": b"x"})
         assert (stored.versions, it.new()) == ((7,), [])
-        stored.release()
+        other = it.store.fetch_override("new", '{"backend": "x"}', {"7/model.py": b"y"})
+        assert other.fingerprint.versions != stored.fingerprint.versions
+        for each in (stored, other):
+            each.release()
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/b", "..", "", "a\0b"])
+def test_given_files_stay_in_a_folder_of_their_own(memory: Place, tmp_path: Path, name: str) -> None:
+    """A name that is none makes no folder anywhere."""
+    local = LocalStore([tmp_path], namespacing=True)
+    with Fetches(memory.below("nothing"), tmp_path / "cache") as it:
+        for store, asked in ((it.store, name), (local, name), (local, f"{tmp_path}::{name}")):
+            with pytest.raises(InferError, match=r"[Mm]odel name"):
+                store.fetch_override(asked, "{}", {"1/model.py": b"x"})
 
 
 def test_a_change_while_files_come_is_seen(memory: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -314,6 +327,25 @@ def test_an_etag_that_is_no_md5_is_believed_after_all(memory: Place, tmp_path: P
         assert it.new() == ["m/1/a", "m/1/b", "m/config.pbtxt", "m/config.pbtxt"]
 
 
+def test_equal_tags_that_are_no_md5_are_no_equal_contents(memory: Place, tmp_path: Path) -> None:
+    """Web servers make tags of sizes and times: two versions of one size, written at once, are still two."""
+    place = memory.below("times")
+    place.put({"m/config.pbtxt": ALL_VERSIONS, "m/1/w": "one", "m/2/w": "two"})
+    place.put({"n/config.pbtxt": ALL_VERSIONS, "n/1/w": "six"})
+    for _ in range(2):
+        with Fetches(place, tmp_path) as it:
+            files = it.store._bucket.files
+
+            def tagged(folder: str, files: Any = files) -> Any:
+                return {p: dataclasses.replace(f, tag=f"{f.size:032x}") for p, f in files(folder).items()}
+
+            it.store._bucket.files = tagged  # type: ignore[method-assign]
+            m, n = it.store.fetch("m").directory, it.store.fetch("n").directory
+            assert [(m / version / "w").read_text() for version in "12"] == ["one", "two"]
+            assert (n / "1" / "w").read_text() == "six"
+    assert it.new() == []
+
+
 def test_wrong_bytes_are_not_kept(memory: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the storage gives an MD5, bytes that do not have it are an error and never in the cache."""
     monkeypatch.setattr("conch.repository.remote.FIRST_PAUSE", 0.001)
@@ -362,6 +394,23 @@ def test_damaged_copies_are_brought_again(memory: Place, tmp_path: Path) -> None
             path.write_bytes(b"")
         assert (it.store.fetch("m").directory / "1" / "w").read_text() == "weights"
         assert it.new() == ["m/1/w", "m/config.pbtxt"]
+
+
+def test_a_server_that_ends_ends_downloads(memory: Place, tmp_path: Path) -> None:
+    """Whoever waits for files that will not come any more is told so."""
+    place = memory.below("ending")
+    place.put({"m/config.pbtxt": 'backend: "x"'} | {f"m/1/{n}": "x" for n in range(100)})
+    with Fetches(place, tmp_path) as it:
+        read = it.store._bucket.read
+
+        def last(path: str, start: int, end: int) -> bytes:
+            if path.startswith("m/1/"):
+                it.downloads.close()
+            return read(path, start, end)
+
+        it.store._bucket.read = last  # type: ignore[method-assign]
+        with pytest.raises(InferError, match="Server exiting"):
+            it.store.fetch("m")
 
 
 def test_views_of_dead_servers_are_swept(memory: Place, tmp_path: Path) -> None:
@@ -539,8 +588,14 @@ def test_files_that_form_no_folder_are_refused(memory: Place, tmp_path: Path, mo
             fetches.store._bucket, "files", lambda name: {**asked(name), **{each.path: each for each in more}}
         )
         model = asked("m")["1/model.py"]
-        monkeypatch.setattr(Downloads, "bring", lambda self, bucket, cache, name, wanted, quiet=False: bring(
-            self, bucket, cache, name, [each for each in wanted if each[0] not in more], quiet=quiet))  # fmt: skip
+
+        def but_more(self: Downloads, *arguments: Any, **options: Any) -> tuple[dict[str, str], bool]:
+            *others, wanted = arguments
+            keys, brought = bring(self, *others, [each for each in wanted if each not in more], **options)
+            found = [each for each in more if each in wanted]
+            return {**keys, **{each.path: keys["1/model.py"] for each in found}}, brought
+
+        monkeypatch.setattr(Downloads, "bring", but_more)
         more[:] = [dataclasses.replace(model, path="1/model.py/x")]
         with pytest.raises(InferError, match=r"do not form a folder, '1/model\.py/x' lies where another file is"):
             fetches.store.fetch("m")

@@ -93,6 +93,7 @@ def test_metrics_follow_http() -> None:
         ("--allow-cpu-metrics=false", "metrics.cpu", False),
         ("--metrics-port=9", "metrics.port", 9),
         ("--metrics-interval-ms=500.5", "metrics.interval_ms", 500),
+        ("--metrics-config=summary_quantiles=0.5:0.1,1:0", "metrics.config", (("summary_quantiles", "0.5:0.1,1:0"),)),
         ("--model-store=/s", "repository.paths", (Path("/s"), Path("/r"))),
         ("--model-repository=file:///s", "repository.paths", (Path("/r"), Path("/s"))),
         ("--backend-config=onnxruntime,a=1", "backend", {"onnxruntime": {"a": "1"}}),
@@ -167,6 +168,20 @@ def test_patterns_are_regular_expressions() -> None:
     """A pattern that is none is refused before anything starts."""
     assert triton("--grpc-header-forward-pattern=^x-").grpc.header_forward_pattern == "^x-"
     assert "'(' is not a regular expression" in refusal(REPOSITORY, "--grpc-header-forward-pattern=(")
+    for hostile in ("a{99999999999}", "(" * 5000 + ")" * 5000):
+        said = refusal(REPOSITORY, f"--http-header-forward-pattern={hostile}")
+        assert "is not a regular expression: " in said
+        assert len(said) < 300
+
+
+def test_the_cache_of_storages_needs_one() -> None:
+    """Where all repositories are folders its flags have no effect, and that is said."""
+    flags = ("--repository-cache=/c", "--repository-cache-size=5")
+    assert triton(*flags).ignored == (
+        "--repository-cache without a repository in a cloud storage",
+        "--repository-cache-size without a repository in a cloud storage",
+    )
+    assert triton(*flags, "--model-repository=s3://b").ignored == ()
 
 
 def test_grpc_flags_are_options() -> None:
@@ -181,6 +196,12 @@ def test_grpc_flags_are_options() -> None:
     assert (options.max_ping_strikes, options.max_pings_without_data, options.min_recv_ping_interval_ms) == (3, 4, 8)
     assert (options.max_connection_age_ms, options.max_connection_age_grace_ms) == (9, 10)
     assert (options.max_response_pool, options.compression_level) == (11, "low")
+
+
+def test_zeros_before_a_core_are_no_digits() -> None:
+    """However many there are."""
+    (policy,) = triton(f"--host-policy=a,cpu-cores={'0' * 20}1-003").host_policies.values()
+    assert policy.cpu_cores == frozenset({1, 2, 3})
 
 
 def test_poll_mode() -> None:
@@ -253,12 +274,17 @@ MESSAGES = {
         "argument requires format <first>:<second>. Found: 5",
     "--sagemaker-safe-port-range=9-5": 'sagemaker-safe-port-range".\nProvided option value is out of bound. Got 9-5',
     "--http-restricted-api=foo:a=b": "http-restricted-api\".\nunknown restricted api 'foo'",
+    "--metrics-config=summary_latencies=":
+        'metrics-config".\n--metrics-config option format is <setting>=<value>. Got summary_latencies=',
     "--trace-config=a,b=c":
         'trace-config".\ninvalid value for trace mode option: a. Available options are "triton" and "opentelemetry"',
     "--trace-config=rate=x": 'trace-config rate".\nInvalid option value. Got x',
     "--trace-config=level=x": 'trace-config level".\ninvalid value for trace level option: x',
     "--load-model=": 'load-model".\nInvalid option value. Got ',
     "--model-repository=": 'model-repository".\nInvalid option value. Got ',
+    "--model-repository=file://": "model-repository\".\nInvalid option value. Got 'file://'",
+    "--host-policy=a,cpu-cores=0-99999999999999999999":
+        "host-policy\".\nhost policy setting 'cpu-cores' has no cores from 0 to 999999999",
     "--model-repository=s3://": 'model-repository".\nNo bucket name found in path: s3://',
     "--model-repository=as://account": 'model-repository".\nInvalid azure storage path: as://account; expected as://',
     "--id=\udcff": "id\".\nInvalid option value. Got '\\udcff'",

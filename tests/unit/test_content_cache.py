@@ -84,3 +84,33 @@ def test_a_server_that_cannot_settle_leaves_nothing(tmp_path: Path, monkeypatch:
     assert not list((tmp_path / "views").iterdir())
     with (tmp_path / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_model_whose_name_no_disk_takes_leaves_nothing(tmp_path: Path) -> None:
+    """Keys of storages may be longer than names of files."""
+    cache = ContentCache(tmp_path, 10)
+    with pytest.raises(InferError, match="File name too long"):
+        cache.view("m" * 300)
+    assert list((tmp_path / "views").glob("*/*")) == []
+    cache.close()
+
+
+def test_what_cannot_be_removed_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A cache that is too full and read-only is warned of; who needs a file that is there has it."""
+    cache = cached(tmp_path)
+    cache._limit = 0
+    unlink = Path.unlink
+
+    def refused(self: Path, *arguments: Any, **options: Any) -> None:
+        if self.parent.parent.name == "objects":
+            raise OSError(30, "Read-only file system")
+        unlink(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    directory, remove = cache.view("m")
+    cache.link("key", directory / "w")
+    remove()
+    assert f"the repository cache {tmp_path} cannot be kept to its size: Read-only file system" in caplog.text
+    cache.close()

@@ -321,3 +321,39 @@ def test_answers_from_many_threads() -> None:
         answer(request)
     assert all(len(replies(request)) == 1 for request in requests)
     assert stage.stats.success.count == 200
+
+
+def test_a_request_that_waits_for_its_turn_is_withdrawn_at_once() -> None:
+    """With `max_inflight_requests` it needs no turn to be told so, and takes nobody's."""
+    stage = Stage(["a"], ["b"], [("m", {"x": "a"}, {"y": "b"})], [member("m", ["x"], ["y"])], limit=1)
+    first, second, third = stage.ask(id="1"), stage.ask(id="2"), stage.ask(id="3")
+    second.form.withdraw(second)
+    assert error_of(second).code is Code.CANCELLED
+    assert (stage.scheduler.pending(), stage.scheduler.inflight()) == (1, 2)
+    for name in ("1", "3"):
+        assert running(stage).id == name
+        answer(running(stage))
+    assert [len(replies(each)) for each in (first, third)] == [1, 1]
+    assert (stage.scheduler.pending(), stage.scheduler.inflight()) == (0, 0)
+
+
+def test_a_request_that_has_failed_waits_for_no_turn() -> None:
+    """One of its steps has failed, another has not begun: the first error is told at once."""
+    stage = Stage(
+        ["a"],
+        ["b", "c"],
+        [("m", {"x": "a"}, {"y": "b"}), ("n", {"x": "a"}, {"y": "c"})],
+        [member("m", ["x"], ["y"]), member("n", ["x"], ["y"])],
+        limit=1,
+    )
+    first = stage.ask(id="1")
+    m, n = stage.members
+    answer(n.scheduler.requests[0])
+    second = stage.ask(id="2")
+    (failing,) = n.scheduler.requests
+    n.scheduler.requests.remove(failing)
+    failing.sink.fail(failing, InferError(Code.INTERNAL, "no"))
+    assert error_of(second).message == "in ensemble 'e', no"
+    answer(m.scheduler.requests[0])
+    assert len(replies(first)) == 1
+    assert (stage.scheduler.pending(), stage.scheduler.inflight()) == (0, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 
 from conch.schedule.timer import FineTimer
 
@@ -16,16 +17,16 @@ def test_alarms_ring_in_order_and_not_too_early() -> None:
         rang: list[tuple[str, float]] = []
         done = asyncio.Event()
         begun = time.monotonic()
-        for name, seconds in (("c", 0.02), ("a", 0.0002), ("b", 0.005)):
+        for name, seconds in (("c", 0.6), ("a", 0.0002), ("b", 0.3)):
             timer.later(seconds, lambda name=name: rang.append((name, time.monotonic() - begun)))
-        timer.later(0.03, done.set)
+        timer.later(0.7, done.set)
         await done.wait()
         timer.close()
         return rang
 
     rang = asyncio.run(run())
     assert [name for name, _ in rang] == ["a", "b", "c"]
-    assert all(at >= least for (_, at), least in zip(rang, (0.0002, 0.005, 0.02), strict=True))
+    assert all(at >= least for (_, at), least in zip(rang, (0.0002, 0.3, 0.6), strict=True))
 
 
 def test_cancelled_and_past_alarms() -> None:
@@ -69,3 +70,46 @@ def test_an_alarm_may_set_another() -> None:
         return count
 
     assert asyncio.run(run()) == 50
+
+
+def test_cancelled_alarms_do_not_pile_up() -> None:
+    """Alarms for far-off times that are cancelled leave nothing behind, neither themselves nor whom they would call."""
+
+    class Waiting:
+        def ring(self) -> None:
+            """Never called."""
+
+    async def run() -> tuple[int, object]:
+        timer = FineTimer(asyncio.get_running_loop())
+        waiting = Waiting()
+        gone = weakref.ref(waiting)
+        timer.later(3600.0, lambda: None)
+        for _ in range(10_000):
+            timer.later(3600.0, waiting.ring).cancel()
+        del waiting
+        left = len(timer._alarms)
+        timer.close()
+        return left, gone()
+
+    left, waiting = asyncio.run(run())
+    assert left < 200
+    assert waiting is None
+
+
+def test_a_call_that_raises_does_not_stop_the_others() -> None:
+    """Whoever waits for a later time is still called."""
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        timer = FineTimer(asyncio.get_running_loop())
+        done = asyncio.Event()
+
+        def fail() -> None:
+            raise ValueError("a bug")
+
+        timer.later(0.0001, fail)
+        timer.later(0.02, done.set)
+        await asyncio.wait_for(done.wait(), 60)
+        timer.close()
+
+    asyncio.run(run())

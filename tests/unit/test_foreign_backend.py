@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 
-from conch.backend.api import Host, Instance, LoopInstance, ModelFiles, Placement, StreamingInstance, ThreadInstance
+from conch.backend.api import (
+    Host,
+    Housed,
+    Instance,
+    LoopInstance,
+    ModelFiles,
+    Placement,
+    StreamingInstance,
+    ThreadInstance,
+)
 from conch.backend.foreign import ForeignBackend
 from conch.observe.stats import ModelStats
 from conch.pb.model_config_pb2 import ModelConfig
@@ -258,3 +267,26 @@ def test_idle_comes_home() -> None:
 def test_ready_that_fails_is_not_ready() -> None:
     """A health check does not fail with it."""
     assert load(Model(None, _raise(OSError("no")))).ready() is False
+
+
+def test_questions_that_fail_are_answered_by_the_guard(caplog: pytest.LogCaptureFixture) -> None:
+    """The threads that ask serve all models."""
+
+    class Housing(Model):
+        processes = _raise(KeyError("p"))
+
+    class Broken(Stream):
+        def open(self) -> int:
+            raise KeyError("o")
+
+    class Able:
+        on_gpus = _raise(KeyError("g"))
+
+    housed = load(Housing(None))
+    assert isinstance(housed, Housed)
+    assert list(housed.processes()) == []
+    broken = instance(Broken(print))
+    assert isinstance(broken, StreamingInstance)
+    assert broken.open() == 0
+    assert ForeignBackend("b", Able(), ABOUT).on_gpus() is False  # type: ignore[arg-type]
+    assert [record.getMessage().split(" of ")[0] for record in caplog.records] == ["'processes'", "'open'", "'on_gpus'"]

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from conch.adopt.api import AdoptError
 from conch.adopt.functions import function_config, read_functions
 from conch.config.pbtxt import format_text
 from conch.functions.outline import Outline
+from conch.functions.values import Field, ValueRefused, encode
 
 HEAD = """\
 from collections.abc import AsyncIterator, Iterator
@@ -208,3 +210,21 @@ def test_outlines_become_whole_configs() -> None:
         'name: "g" input { name: "x" data_type: TYPE_FP32 dims: -1 } '
         'output { name: "y" data_type: TYPE_STRING dims: 1 } backend: "python"'
     )
+
+
+@pytest.mark.parametrize(
+    ("datatype", "value", "said"),
+    [
+        ("INT8", [1, 300], "is declared INT8, which cannot hold 300 (it goes from -128 to 127)"),
+        ("INT32", 5_000_000_000, "which cannot hold 5000000000"),
+        ("INT64", np.array([2**63], np.uint64), "which cannot hold 9223372036854775808"),
+        ("UINT8", np.array([256], np.uint16), "which cannot hold 256"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(datatype: str, value: object, said: str) -> None:
+    """numpy would cut them off without a word; those that fit are narrowed."""
+    field = Field("y", datatype, () if isinstance(value, int) else (-1,), "array")
+    with pytest.raises(ValueRefused) as caught:
+        encode(field, value)
+    assert said in str(caught.value)
+    np.testing.assert_array_equal(encode(Field("y", "INT8", (-1,), "array"), [-128, 127]), [-128, 127])

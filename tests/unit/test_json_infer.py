@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 
 from conch.config.server import HttpOptions
 from conch.protocol.v2.bulk import LARGE
+from conch.protocol.v2.lenient import parse
 from conch.protocol.v2.numbers import Reader, Writer
 from conch.types.dtype import BF16, BYTES
+from conch.types.error import InferError
+from conch.types.model import ModelSpec
 from conch.types.request import InferRequest
-from conch.types.response import InferResponse
+from conch.types.response import FINAL, InferResponse
 from conch.types.tensor import Tensor
-from support.http_plane import Plane, strings
+from support.http_plane import Plane, give_back, strings
 from support.http_wire import Wire, infer, post, tensor
 
 SIXTEEN = [float(i) for i in range(16)]
@@ -367,6 +370,37 @@ def test_a_name_twice_means_the_same_in_large_bodies(twice: str) -> None:
     assert ask(body, "id_fp32") == ask(body + " " * LARGE, "id_fp32")
 
 
+@pytest.mark.parametrize("text", ['"' + "\\" * 2_000_001, '"\\' * 1_000_000, '"a",-NaN' * 500_000])
+def test_hostile_strings_are_read_once(text: str) -> None:
+    """Long text around tokens that are no JSON, strings without an end among it, is refused in one pass."""
+    with pytest.raises(InferError, match="failed to parse the request JSON buffer"):
+        parse(f"[NaN,{text}".encode())
+
+
+def test_tokens_are_known_from_strings() -> None:
+    """What looks like a token within a string stays, however strings and tokens are mixed."""
+    text = r'["Inf",Inf,"-NaN","a\\",-NaN,"\"Inf",-Infinity,-Inf,-1,"I",Infinity,{"NaN":NaN},""]'
+    wanted = ["Inf", math.inf, "-NaN", "a\\", math.nan, '"Inf', -math.inf, -math.inf, -1, "I", math.inf]
+    for pad in ("", " " * 70_000):
+        assert repr(parse((text + pad).encode())) == repr([*wanted, {"NaN": math.nan}, ""])
+
+
+@pytest.mark.parametrize("half", [r"\ud800", r"\udc80", r"\ud800\u0041", r"\\\ud800", r"\ud83d\ude00\ude00"])
+def test_halves_of_surrogate_pairs_are_refused_in_long_texts_too(half: str) -> None:
+    """No string that is no text gets past the reader of lenient JSON."""
+    for pad in ("", " " * 70_000):
+        body = '{"inputs":[{"name":"INPUT0","shape":[2],"datatype":"BYTES","data":["H","NaN"]}]}'.replace(
+            '"H"', f'"{half}"'
+        )
+        status, text = ask(body + pad, "id_bytes")
+        assert (status, "The surrogate pair in string is invalid. at" in text) == (500, True)
+
+
+def test_whole_surrogate_pairs_are_read_in_long_texts() -> None:
+    """Pairs, and backslashes in front of what looks like half of one, are text."""
+    assert parse((r'["\ud83d\ude00\\ud800",NaN]' + " " * 70_000).encode())[0] == "\U0001f600\\ud800"
+
+
 def test_strings_may_be_base64() -> None:
     """An element of BYTES that is no text can be given as {"b64": ...}, among others that are text."""
     wire = Wire()
@@ -499,6 +533,24 @@ def test_memory_of_heads_is_bounded() -> None:
     assert len(wire.server._listener.heads._heads) <= 1024
 
 
+def test_long_heads_are_not_remembered() -> None:
+    """Texts of any length may be parameters; what is kept of past requests stays small."""
+    wire = Wire(Plane())
+    codec = wire.server._codec
+    long = "x" * 100_000
+    given = tensor("INPUT0", "FP32", [1], [1])
+    for request in (
+        {"inputs": [given], "parameters": {"a": long}},
+        {"inputs": [given], "parameters": {long: 1}},
+        {"inputs": [given | {"parameters": {"a": long}}]},
+        {"inputs": [given], "outputs": [{"name": "OUTPUT0", "parameters": {"a": long}}]},
+        {"inputs": [given], "outputs": [{"name": "OUTPUT0"}] * 1000},
+    ):
+        assert wire.ask(post("/v2/models/id_fp32/infer", request)).status == 200
+    assert len(codec._layouts) == 0
+    assert sum([len(repr(key)) for key in codec._patterns]) < 10_000
+
+
 def test_the_model_is_looked_for_first() -> None:
     """An unknown model is told of before anything that is wrong with the body."""
     assert ask("{", "nope") == (404, "Request for unknown model: 'nope' is not found")
@@ -571,17 +623,71 @@ def test_response_parameters_and_bytes_sizes() -> None:
         ) + strings(b"x" * int(size))
 
 
-def test_more_than_one_response_is_an_error() -> None:
-    """A model that is not decoupled must answer once."""
+def test_response_parameters_without_a_number_are_null() -> None:
+    """JSON has no word for them."""
     plane = Plane()
 
-    def twice(request: InferRequest, spec: object) -> None:
-        request.sink.reply(request, InferResponse([]), False)
-        request.sink.reply(request, InferResponse([]), True)
+    def answer(request: InferRequest, spec: object) -> None:
+        request.sink.reply(request, InferResponse([], {"n": math.nan, "i": -math.inf, "f": 1.5}), True)
 
-    plane.answers["id_fp32"] = twice
-    reply = Wire(plane).ask(post("/v2/models/id_fp32/infer", {"inputs": [tensor("INPUT0", "FP32", [1], [1])]}))
-    assert (reply.status, reply.error) == (500, "expected a single response, got 2")
+    plane.answers["id_fp32"] = answer
+    wire = Wire(plane)
+    asked = {"inputs": [tensor("INPUT0", "FP32", [1], [1])]}
+    assert b'"parameters":{"n":null,"i":null,"f":1.5}' in wire.ask(post("/v2/models/id_fp32/infer", asked)).body
+    reply = wire.ask(post("/v2/models/id_fp32/generate", {"INPUT0": 1}))
+    assert reply.body == b'{"f":1.5,"i":null,"model_name":"id_fp32","model_version":"1","n":null}'
+
+
+@pytest.mark.parametrize(("responses", "ends"), [(0, False), (2, True), (2, False)])
+@pytest.mark.parametrize("delivered", [False, True])
+def test_another_number_of_responses_than_one_is_an_error(responses: int, delivered: bool, ends: bool) -> None:
+    """A model that is not decoupled must answer once, however its outputs are wanted."""
+    plane = Plane()
+
+    def answer(request: InferRequest, spec: object) -> None:
+        for number in range(responses):
+            request.sink.reply(request, InferResponse([]), ends and number == responses - 1)
+        if not ends:
+            request.sink.reply(request, FINAL, True)
+
+    plane.answers["id_fp32"] = answer
+    wanted = [{"name": "OUTPUT0", "parameters": {"classification": 1}}] if delivered else []
+    asked = {"inputs": [tensor("INPUT0", "FP32", [1], [1])], "outputs": wanted}
+    wire = Wire(plane)
+    reply = wire.ask(post("/v2/models/id_fp32/infer", asked))
+    assert (reply.status, reply.error) == (500, f"expected a single response, got {responses}")
+    plane.answers["id_fp32"] = give_back
+    assert wire.ask(post("/v2/models/id_fp32/infer", asked)).status == 200
+
+
+TRACES = {"traceparent": f"00-{'1' * 32}-{'2' * 16}-01", "tracestate": "a=1,b=2"}
+
+
+@pytest.mark.parametrize("path", ["infer", "infer delivered", "generate"])
+def test_a_trace_context_comes_with_the_request(path: str) -> None:
+    """Both headers of W3C are there for who traces the request; a `tracestate` in pieces is one list."""
+    plane = Plane()
+    found: list[tuple[str, str, str]] = []
+
+    def answer(request: InferRequest, spec: ModelSpec) -> None:
+        sink: Any = request.sink
+        found.append((sink.protocol, sink.trace_context, sink.trace_state))
+        give_back(request, spec)
+
+    plane.answers["id_fp32"] = answer
+    body: dict[str, Any] = {"INPUT0": 1}
+    if path != "generate":
+        body = {"inputs": [tensor("INPUT0", "FP32", [1], [1])]}
+    if path == "infer delivered":
+        body["outputs"] = [{"name": "OUTPUT0", "parameters": {"classification": 1}}]
+    headers = [f"Traceparent: {TRACES['traceparent']}", "tracestate: a=1", "Tracestate: b=2"]
+    wire = Wire(plane)
+    wire.ask(post(f"/v2/models/id_fp32/{path.partition(' ')[0]}", body, *headers))
+    wire.ask(post(f"/v2/models/id_fp32/{path.partition(' ')[0]}", body))
+    assert [(each[0], each[1], each[2].replace(" ", "")) for each in found] == [
+        ("HTTP", *TRACES.values()),
+        ("HTTP", "", ""),
+    ]
 
 
 def test_a_plane_that_breaks_does_not_break_the_server() -> None:

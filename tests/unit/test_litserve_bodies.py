@@ -91,3 +91,40 @@ def test_headers_go_out(caplog: pytest.LogCaptureFixture) -> None:
     raw = [(b"set-cookie", b"a=1"), (b"set-cookie", b"b=\xe9"), (b"content-type", b"text/html")]
     body = write(SimpleNamespace(body=b"x", status_code=200, media_type="text/html", raw_headers=raw))
     assert body.headers == (("set-cookie", "a=1"), ("set-cookie", "b=é"))
+
+
+def test_names_of_parts_are_texts() -> None:
+    """One in another character set is decoded, a part without one is refused; blank lines end the headers once."""
+    data = b"--x\r\nContent-Disposition: form-data; name*=utf-8''%C3%A9\r\n\r\n1\r\n--x--"
+    assert form(data) == {"é": "1"}
+    assert form(b'--x\nContent-Disposition: form-data; name="a"\n\nb\r\n\r\nc\n--x--') == {"a": "b\r\n\r\nc"}
+    with pytest.raises(HTTPException) as caught:
+        form(b"--x\r\nContent-Type: text/plain\r\n\r\n1\r\n--x--")
+    assert (caught.value.status_code, caught.value.detail) == (
+        422,
+        "the form cannot be read: a part of it has no name",
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "said"),
+    [
+        (part("a", b"") * 2001, "multipart/form-data; boundary=x", "more than 2000 parts"),
+        (part("a" * 9000, b""), "multipart/form-data; boundary=x", "the headers of a part of it are longer"),
+        (b"a&" * 2001, "application/x-www-form-urlencoded", "more than 2000 fields"),
+    ],
+)
+def test_forms_that_cost_more_than_their_bytes_are_refused(data: bytes, kind: str, said: str) -> None:
+    """Parts, fields and headers without end would take memory and time far beyond the size of the body."""
+    with pytest.raises(HTTPException) as caught:
+        reader(any_body)(data, kind)
+    assert caught.value.status_code == 422
+    assert said in caught.value.detail
+    assert len(form(part("a", b"") * 2000 + b"--x--")) == 1
+
+
+@pytest.mark.parametrize("kind", ["text/plain\r\nX-More: 1", "text/plain; 你"])
+def test_a_media_type_is_one_header(kind: str) -> None:
+    """What would write headers of its own is the program's error."""
+    with pytest.raises(ValueError, match=r"the response has media type .*, which is no header of HTTP"):
+        write(SimpleNamespace(body=b"", status_code=200, media_type=kind))

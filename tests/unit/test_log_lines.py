@@ -146,11 +146,12 @@ class Slow(io.StringIO):
         return super().write(text)
 
 
-def test_slow_reader_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("bound", "most"), [("_BACKLOG", 10), ("_BACKLOG_CHARACTERS", 500)])
+def test_slow_reader_holds_nobody_up(monkeypatch: pytest.MonkeyPatch, bound: str, most: int) -> None:
     """While stderr blocks, logging returns; what is more than can be kept is dropped and counted."""
     stderr = Slow()
     monkeypatch.setattr(sys, "stderr", stderr)
-    monkeypatch.setattr(log, "_BACKLOG", 10)
+    monkeypatch.setattr(log, bound, most)
     handler = log.configure(LogOptions(), {})
     for number in range(50):
         logging.getLogger("conch").info("line %d", number)

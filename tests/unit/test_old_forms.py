@@ -48,7 +48,7 @@ def test_of_a_worker_no_old_forms_are_remembered(messages: Messages) -> None:
     before = alive()
     for generation in range(1, 51):
         messages.batch([request_of(form(generation))], 1, 0)
-    assert alive() == before + 1
+    assert alive() <= before + 1
 
 
 def test_requests_of_two_generations_do_not_push_each_other_out(messages: Messages) -> None:
@@ -68,4 +68,4 @@ def test_padding_keeps_no_old_forms() -> None:
         one, other = padder.pad([request_of(form(generation)), request_of(form(generation))])
         assert one.form is other.form
     del one, other
-    assert alive() == before + 1
+    assert alive() <= before + 1

@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conch.backend.api import Placement
+from conch.backend.complete import default_max_batch_size
 from conch.backend.onnx import OnnxBackend
+from conch.backend.onnx.backend import OnnxModel
 from conch.backend.onnx.options import SessionPlan, plan_session, plan_threads
 from conch.backend.onnx.providers import check_active, choose_providers, unused_accelerators
 from conch.observe.stats import ModelStats
@@ -226,7 +228,7 @@ class TestProviders:
 
 class TestSessions:
     def instances(self, path: Path, parameters: dict[str, str], count: int = 2) -> list[object]:
-        config = make_config(parameters)
+        config = make_config({"conch_cut_batches": "no", **parameters})
         host = make_host({}, cpus=4)
         files = write(path, identity())
         OnnxBackend().complete(config, files, host)
@@ -255,7 +257,8 @@ class TestSessions:
 
     def test_arena_shrinkage_runs(self, tmp_path: Path) -> None:
         """The one parameter that belongs to runs is given to them."""
-        instance = serve(tmp_path, identity(), make_config({"memory.enable_memory_arena_shrinkage": "cpu:0"})).instance
+        parameters = {"memory.enable_memory_arena_shrinkage": "cpu:0", "conch_cut_batches": "no"}
+        instance = serve(tmp_path, identity(), make_config(parameters)).instance
         assert instance._options.get_run_config_entry("memory.enable_memory_arena_shrinkage") == "cpu:0"
 
     def test_warnings_are_logged(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -291,3 +294,36 @@ for number, threads in enumerate(["2", "2", "3"]):
             "the process-wide ONNX Runtime pool has (2, 0) threads already, (3, 0) has no effect",
             "(1, 2)",
         ]
+
+
+@pytest.mark.parametrize("number", ["5000", "10000000000"])
+def test_more_threads_than_any_machine_has_are_refused(number: str) -> None:
+    """At load, whoever asks for them, before ONNX Runtime starts as many."""
+    with pytest.raises(InferError, match=f"'intra_op_thread_count' of model 'm' is '{number}', expected at most 4096"):
+        plan_session(make_config({"intra_op_thread_count": number}), {})
+    with pytest.raises(InferError, match=f"backend setting 'inter_op_thread_count' is '{number}', expected at most"):
+        plan_session(make_config(), {"inter_op_thread_count": number})
+
+
+@pytest.mark.parametrize("text", ["9" * 10, "9" * 5000])
+def test_a_default_batch_size_beyond_a_config_is_refused(text: str) -> None:
+    with pytest.raises(InferError, match=r"backend setting 'default-max-batch-size' is '9+', expected a whole number"):
+        default_max_batch_size("onnxruntime", {"default-max-batch-size": text})
+
+
+@pytest.mark.parametrize(
+    ("parameters", "text", "alone"),
+    [
+        ({"intra_op_thread_count": "1"}, "", True),
+        ({"intra_op_thread_count": "2"}, "", False),
+        ({"intra_op_thread_count": "1", "execution_mode": "1"}, "", False),
+        ({"intra_op_thread_count": "1"}, accelerator("cpu", "openvino"), False),
+    ],
+)
+def test_runs_cost_the_time_of_who_computes_them(
+    tmp_path: Path, parameters: dict[str, str], text: str, alone: bool
+) -> None:
+    """A thread's own time says nothing of a run whose operators are on other threads."""
+    config = make_config(parameters, text)
+    model = OnnxModel(config, make_spec(config), tmp_path, plan_session(config, {}), make_host({}), ModelStats())
+    assert model._computes_alone(CPU) is alone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 from google.protobuf import text_format
 from onnx import helper
 
+from conch.backend import portions
 from conch.backend.api import Placement
+from conch.backend.batch import Batch
 from conch.observe.stats import Reason
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types import dtype
@@ -87,6 +90,21 @@ def test_only_wanted_outputs_are_answered(tmp_path: Path) -> None:
     assert values(first["difference"]).tolist() == [[4, 4]]
     assert values(second["sum"]).tolist() == [[6, 8]]
     assert list(ask(served, a=a, b=b)) == ["sum", "difference"]
+
+
+def test_batches_run_in_portions_where_that_pays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here it always does: once four rows are known to cost something, they run as smaller runs, and all are right."""
+    monkeypatch.setattr(portions, "WORTH_NS", 0)
+    monkeypatch.setattr(portions, "_BETTER", 1e9)
+    served = serve(tmp_path, add_sub(), config("max_batch_size: 4 dynamic_batching { }"))
+    for turn in range(80):
+        sent = [np.array([[turn, number]], np.float32) for number in range(4)]
+        answers = served.run(*[served.request({"a": each, "b": each}) for each in sent])
+        for answer, each in zip(answers, sent, strict=True):
+            assert isinstance(answer, dict), answer
+            assert values(answer["sum"]).tolist() == (2 * each).tolist()
+    assert served.stats.inferences == 320
+    assert served.stats.executions > 100
 
 
 def test_optional_input_may_be_left_out(tmp_path: Path) -> None:
@@ -289,3 +307,14 @@ def _bytes_equal(constant: bytes) -> Any:
     del model.opset_import[:]
     model.opset_import.append(helper.make_opsetid("", 19))
     return model
+
+
+def test_memory_that_runs_out_fails_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While inputs are gathered, too: the requests are answered and the instance's thread goes on."""
+    served = serve(tmp_path, identity())
+    batch = [served.request({"x": np.ones((1, 2), np.float32)}) for _ in range(2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Batch, "gather", lambda *_: [0] * sys.maxsize)
+        answers = served.run(*batch)
+    assert [answer.code for answer in answers if isinstance(answer, InferError)] == [Code.INTERNAL] * 2
+    assert values(ask(served, x=np.ones((1, 2), np.float32))["y"]).tolist() == [[1, 1]]

@@ -18,6 +18,7 @@ from support.openvino_models import serve
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(300),
     pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="pip install 'conch[tensorflow]'"),
 ]
 

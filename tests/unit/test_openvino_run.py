@@ -358,3 +358,40 @@ def test_the_work_of_a_network(tmp_path: Path) -> None:
     assert work == 8 * 25 * 2 * 9 + 8 * 25 * 2
     assert weights >= 4 * (8 * 2 * 9 + 8 * 2)
     assert measure(made("any")) == (0, 0)
+
+
+def test_two_names_of_one_output(tmp_path: Path) -> None:
+    """A tensor may be answered under several names, large ones too, whose memory is given away."""
+    made = network(wide(30_000), tmp_path)
+    made.outputs[0].get_tensor().set_names({"y", "z"})
+    write_ir(tmp_path, made)
+    entry = '{} {{ name: "{}" data_type: TYPE_FP32 dims: 30000 }} '
+    text = "max_batch_size: 4 " + "".join(
+        [entry.format(*each) for each in (("input", "x"), ("output", "y"), ("output", "z"))]
+    )
+    served = serve(tmp_path, None, config(text))
+    for number in range(3):
+        x = np.full((1, 30_000), number, np.float32)
+        answer = ask(served, x=x)
+        np.testing.assert_array_equal(values(answer["y"]), x + 1)
+        np.testing.assert_array_equal(values(answer["z"]), x + 1)
+
+
+def test_two_names_of_one_input(tmp_path: Path) -> None:
+    """They cannot both be given, and the input that neither names would have no value."""
+    row = (dtype.FP32, ["n", 3])
+    made = network(graph([helper.make_node("Add", ["x", "w"], ["y"])], {"x": row, "w": row}, {"y": row}), tmp_path)
+    made.inputs[0].get_tensor().set_names({"x", "xx"})
+    write_ir(tmp_path, made)
+    entry = '{} {{ name: "{}" data_type: TYPE_FP32 dims: 3 }} '
+    text = "".join([entry.format(*each) for each in (("input", "x"), ("input", "xx"), ("output", "y"))])
+    with pytest.raises(InferError, match="inputs 'x' and 'xx' are two names of one tensor"):
+        serve(tmp_path, None, config("max_batch_size: 4 " + text))
+
+
+@pytest.mark.parametrize("key", ["INFERENCE_NUM_THREADS", "NUM_STREAMS"])
+@pytest.mark.parametrize("digits", [20, 5000])
+def test_numbers_that_no_machine_has(key: str, digits: int) -> None:
+    """They are refused as what they are, before OpenVINO's bindings are given them."""
+    with pytest.raises(InferError, match=f"expected the parameter '{key}' to be"):
+        plan_model(config('name: "m" ' + parameters(**{key: "9" * digits})), {})

@@ -330,3 +330,16 @@ def test_cutting_undoes_padding(data: st.DataObject) -> None:
         np.testing.assert_array_equal(to_numpy(datatype, got.shape, got.data), array)
         beyond = np.delete(arrays(spec, padded)["ids"], np.s_[: array.shape[axis]], axis=axis)
         assert (beyond == fill).all()
+
+
+def test_a_form_remembers_few_of_the_sizes_it_was_padded_to() -> None:
+    """Without buckets each neighbour may have a length of its own."""
+    spec = make_spec(Padding((PaddedInput("ids", 0, 1, 0, ()),), (), {}))
+    padded = wrapped(Echo(spec), spec)
+    form = ask(spec, ids=ids(1)).form
+    for length in range(2, 300):
+        request = InferRequest(form, "", (ids(1).tobytes(),), Recorder(), 1)
+        padded.run([request, ask(spec, ids=ids(*range(length)))])
+        assert answer(request).shape[0] == 1
+    (plan,) = form.memo.values()
+    assert len(plan.forms) <= 64

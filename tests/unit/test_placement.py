@@ -131,13 +131,16 @@ class Loaded:
 
 
 class Scheduler:
-    """Elastic; keeps who was hired and dismissed."""
+    """Elastic; keeps who was hired and dismissed. It hires no more than `most`."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 100) -> None:
+        self.most = most
         self.hired: list[str] = []
         self.dismissed: list[object] = []
 
     def hire(self, instance: object, name: str, /) -> None:
+        if len(self.hired) == self.most:
+            raise RuntimeError("can't start new thread")
         self.hired.append(name)
 
     def dismiss(self, instance: object, /) -> None:
@@ -162,6 +165,38 @@ def test_a_change_makes_and_dismisses_what_differs() -> None:
     assert [part.closed for part in loaded.parts] == [0, 1, 1, 0]
     house.close()
     assert [part.closed for part in loaded.parts] == [1, 1, 1, 1]
+
+
+def test_a_change_that_cannot_be_put_in_force_leaves_nothing_open() -> None:
+    """What works stays until the end, and what could not be put to work is closed at once."""
+    loaded = Loaded()
+    house = crew(loaded)
+    house.open(groups("{ kind: KIND_CPU }"))
+    house.serve(Scheduler(most=1))
+    change = house.change(groups("{ kind: KIND_MODEL count: 3 }"))
+    with pytest.raises(RuntimeError, match="new thread"):
+        change.commit()
+    assert [part.closed for part in loaded.parts] == [0, 0, 1, 1]
+    assert len(house.instances) == 2
+    house.close()
+    assert [part.closed for part in loaded.parts] == [1, 1, 1, 1]
+
+
+def test_a_change_that_comes_too_late_closes_what_was_made_for_it() -> None:
+    """The version is closing: its scheduler gets no instances any more."""
+    loaded, scheduler = Loaded(), Scheduler()
+    house = crew(loaded)
+    house.open(groups("{ kind: KIND_CPU }"))
+    house.serve(scheduler)
+    change = house.change(groups("{ kind: KIND_CPU count: 2 }"))
+    # As `ServedVersion.close` does: the scheduler is closed between these two.
+    house.settle()
+    change.commit()
+    house.close()
+    assert scheduler.hired == []
+    assert [part.closed for part in loaded.parts] == [1, 1]
+    with pytest.raises(InferError, match="Server exiting"):
+        house.change(groups("{ kind: KIND_CPU count: 2 }"))
 
 
 def test_a_change_that_fails_or_is_cancelled_leaves_nothing() -> None:

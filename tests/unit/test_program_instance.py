@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from conch.backend.api import Host
+from conch.backend.program.batch import Calls
 from conch.backend.program.call import Call
 from conch.backend.program.instance import AsyncInstance
 from conch.observe.stats import Execution, ModelStats
 from conch.types.dtype import FP32, INT8, INT32, INT64, DataType
 from conch.types.error import InferError
+from conch.types.flow import Flow
 from conch.types.model import ModelSpec, TensorSpec
 from conch.types.request import InferRequest
 from support.python_models import array_of, form_for, make_spec, outcome, running_loop
@@ -108,3 +110,51 @@ def test_a_function_that_exits_fails_its_own_request(caplog: pytest.LogCaptureFi
     assert first.message == "SystemExit: 3"
     assert array_of(second.outputs[0]).tolist() == X.tolist()
     assert "raised SystemExit(3), it is served on" in caplog.text
+
+
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_an_answer_that_comes_while_the_function_returns(decoupled: bool) -> None:
+    """From a thread of its own, at the last moment: it is the answer, the request did not fail, nothing is raised."""
+    spec = make_spec(decoupled=decoupled)
+    one = InferRequest(form_for(spec, X.shape, decoupled=decoupled), "", (X.tobytes(),), Recorder(), 0)
+    work = Calls(spec, [one], ModelStats(), lambda *_: None)
+    (call,) = work.calls
+
+    class Late:
+        """Answers as soon as it was seen that there is no answer."""
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "settled" and not call.settled:
+                call.end() if decoupled else call.reply({"Y": X})
+                return False
+            return getattr(call, name)
+
+    work.calls = [Late()]  # type: ignore[list-item]
+    work.ended()
+    assert isinstance(one.sink, Recorder)
+    assert len(one.sink.finals()) == 1
+    assert not one.sink.errors
+    assert call.succeeded
+
+
+def test_a_loop_that_is_gone_keeps_nobody_else_waiting() -> None:
+    """Several requests wait for one reader: each hears of it, though one's own loop has been closed."""
+    spec = make_spec(decoupled=True)
+    flow, gone, here = Flow(), asyncio.new_event_loop(), asyncio.new_event_loop()
+    flow.full = True
+
+    async def wait() -> None:
+        one = request(spec)
+        one.flow = flow
+        await Call(one, spec, ModelStats(), Execution(0), lambda call, *given: call(*given)).reader()
+
+    left = gone.create_task(wait())
+    gone.run_until_complete(asyncio.sleep(0))
+    waiting = here.create_task(wait())
+    here.run_until_complete(asyncio.sleep(0))
+    left.cancel()
+    gone.run_until_complete(asyncio.gather(left, return_exceptions=True))
+    gone.close()
+    flow.release()
+    here.run_until_complete(asyncio.wait_for(waiting, 20))
+    here.close()

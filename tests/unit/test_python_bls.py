@@ -20,6 +20,7 @@ from conch.types.response import FINAL, FailedResponse, InferResponse
 from support.fake_calls import FakeModels, number, tensors_of
 from support.python_models import Served, array_of, make_spec, model_source, served
 from support.requests import Recorder
+from support.until import until
 
 SPEC = make_spec("FP64")
 #: `call` makes a request to another model.
@@ -286,7 +287,7 @@ def test_calls_of_a_cancelled_request_are_withdrawn(tmp_path: Path) -> None:
         models.wait(lambda: len(models.withdrawn) == 1)
         models.answer = lambda request: request.sink.fail(request, InferError(Code.CANCELLED, ""))
         models.answer(models.requests[0])
-        assert idle.wait(20)
+        assert idle.wait(60)
 
 
 def test_a_worker_that_dies_leaves_no_call_behind(tmp_path: Path) -> None:
@@ -296,7 +297,7 @@ def test_a_worker_that_dies_leaves_no_call_behind(tmp_path: Path) -> None:
         idle = model.start([one(model)])
         models.wait(lambda: len(models.requests) == 1)
         os.kill(model.pid, signal.SIGKILL)
-        assert idle.wait(20)
+        assert idle.wait(60)
         models.wait(lambda: len(models.withdrawn) == 1)
         models.requests[0].sink.reply(models.requests[0], number(1), True)
         models.answer = lambda request: request.sink.reply(request, number(1), True)
@@ -367,6 +368,7 @@ def initialize(self, args):
 
 class FakeTrace:
     context = "00-1"
+    state = "vendor=1"
 
 
 def test_the_trace_goes_along(tmp_path: Path) -> None:
@@ -374,7 +376,7 @@ def test_the_trace_goes_along(tmp_path: Path) -> None:
     execute = """
         traces = [request.trace() for request in requests]
         contexts = [trace.get_context() for trace in traces]
-        assert contexts == [None, '{"traceparent":"00-1"}'], contexts
+        assert contexts == [None, '{"traceparent":"00-1","tracestate":"vendor=1"}'], contexts
         for trace in traces:
             self.call(trace=trace).exec()
         return [answer(np.ones(1)) for _ in requests]
@@ -384,7 +386,8 @@ def test_the_trace_goes_along(tmp_path: Path) -> None:
         requests = [one(model), one(model)]
         requests[1].trace = FakeTrace()
         assert [result(each) for each in model.ask(*requests)] == [[1.0], [1.0]]
-    assert [request.sink.trace_context for request in models.requests] == ["", FakeTrace.context]  # type: ignore[attr-defined]
+    joined = [(request.sink.trace_context, request.sink.trace_state) for request in models.requests]  # type: ignore[attr-defined]
+    assert joined == [("", ""), (FakeTrace.context, FakeTrace.state)]
 
 
 LIMIT = ModelConfig(name="m", max_batch_size=8)
@@ -403,13 +406,13 @@ def test_coroutines_overlap_up_to_a_limit(tmp_path: Path) -> None:
     with calling(tmp_path, execute, models, config=LIMIT) as model:
         batches = [[one(model, n), one(model, n + 0.5)] for n in range(4)]
         for batch in batches[:2]:
-            assert model.start(batch).wait(20), "free for the next batch while the first waits"
+            assert model.start(batch).wait(60), "free for the next batch while the first waits"
         last = model.start(batches[2])
         models.wait(lambda: len(held) == 3)
         assert not last.wait(0.05), "the limit is reached"
         assert model.instance.open() == 4
         release(model, held.pop(0))
-        assert last.wait(20)
+        assert last.wait(60)
         end = model.start(batches[3])
         models.wait(lambda: len(models.requests) == 4)
         while held:
@@ -420,9 +423,9 @@ def test_coroutines_overlap_up_to_a_limit(tmp_path: Path) -> None:
                 request.sink.wait(1)
                 assert result(request.sink.replies[0][1]) == [[value]]
                 assert [final for *_, final in request.sink.replies] == [True]
-        assert end.wait(20)
-        assert model.stats.success.count == 8
-        assert model.stats.executions == 4
+        assert end.wait(60)
+        # The loop's thread counts when it has answered.
+        until(lambda: (model.stats.success.count, model.stats.executions) == (8, 4))
         assert not model.stats.responses
 
 

@@ -589,17 +589,15 @@ def test_threads_are_bounded_but_for_what_is_lent() -> None:
         entered.release()
         assert gate.wait(30)
 
-    def begun() -> int:
-        count = 0
-        while entered.acquire(timeout=0.05):
-            count += 1
-        return count
+    def begun(count: int) -> bool:
+        """So many, and no more."""
+        return all(entered.acquire(timeout=30) for _ in range(count)) and not entered.acquire(timeout=0.05)
 
     futures = [threads.submit(work) for _ in range(4)]
     loan: Future[None] = Future()
-    assert begun() == 2
+    assert begun(2)
     threads.lend(loan)
-    assert begun() == 1
+    assert begun(1)
     loan.set_result(None)
     threads.end(cancel=True)
     gate.set()

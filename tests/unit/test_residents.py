@@ -10,16 +10,21 @@ from typing import Any
 
 import pytest
 
+from conch.config.memory import PARAMETER
 from conch.observe.stats import ModelStats
+from conch.pb.model_config_pb2 import ModelConfig
 from conch.registry.budget import Budget
 from conch.registry.desk import Desk
+from conch.registry.lifecycle import Key
+from conch.registry.residency import Residency
 from conch.registry.resident import Resident
 from conch.registry.sleeper import Sleeper
 from conch.registry.steward import Steward
 from conch.registry.tenant import Tenant
 from conch.schedule.policy import QueuePolicy
 from conch.types.error import InferError, internal
-from support.fake_models import FakeLoaded, FakeScheduler
+from support.fake_models import FakeLoaded, FakeScheduler, FakeStore
+from support.until import until
 
 
 class Scale:
@@ -130,6 +135,77 @@ def test_what_cannot_be_measured_keeps_nobody_waiting(caplog: pytest.LogCaptureF
     steward.close()
     assert [each.levelname for each in caplog.records] == ["ERROR"]
     assert "what was measured last counts" in caplog.text
+
+
+class Halves:
+    """A loader whose last step fails."""
+
+    def __init__(self) -> None:
+        self.opened: list[Opened] = []
+
+    def outline(self, config: ModelConfig, stored: object, version: int, key: object) -> Any:
+        return SimpleNamespace(config=config, stats=ModelStats(), spec=None, stored=stored)
+
+    def open(self, outline: object, release: object) -> Opened:
+        self.opened.append(Opened())
+        return self.opened[-1]
+
+    def front(self, scheduler: object, outline: object) -> Any:
+        raise MemoryError("no cache for you")
+
+
+@pytest.mark.parametrize("said", ["{}", '{"load": "on_demand"}'])
+def test_a_load_whose_last_step_fails_leaves_nothing_in_the_books(said: str) -> None:
+    """What was opened is closed again, and takes no room."""
+    config = ModelConfig(name="m", backend="fake")
+    config.parameters[PARAMETER].string_value = said
+    store = FakeStore()
+    store.put("m", 1)
+    halves = Halves()
+    steward = Steward(Budget({"ram": 100}, 4), Scale())
+    sleeper = Sleeper(ModelStats(), QueuePolicy(), lambda: None, lambda call: call(), None)  # type: ignore[arg-type]
+    residency = Residency(halves, steward, Scale(), lambda *_: sleeper, limited=True)  # type: ignore[arg-type]
+    with pytest.raises(InferError, match="no cache for you"):
+        residency.load(config, store.fetch("m"), 1, Key("", b"", "", ""), lambda: None)
+    until(lambda: not list(steward.budget) and not steward.models())
+    assert [each.loaded.times_closed for each in halves.opened] == [1] * len(halves.opened)
+    steward.close()
+
+
+def test_a_model_that_is_gone_leaves_no_failures() -> None:
+    """It could not be woken, and was closed before the steward heard of it."""
+    bed = Bed()
+    steward = Steward(Budget({}, 4), Scale())
+    steward._lost(bed.resident, internal("no such file"))
+    assert not steward._failures
+    steward.close()
+
+
+def test_a_model_that_waits_for_another_load_does_not_hold_it_up() -> None:
+    """However many of them load one another: each load that a model waits for is one more that may go on."""
+    steward = Steward(Budget({}, 1), Scale(), 1)
+    tenants = [Tenant(str(number), {"ram": 1}, known=True) for number in range(4)]
+    waits: list[Future[None]] = [Future() for _ in tenants]
+    for tenant, future in zip(tenants, waits, strict=True):
+        steward.admit(tenant)
+        steward.lend(future)
+    for future in waits:
+        future.set_result(None)
+    until(lambda: steward.budget.lent == 0)
+    steward.close()
+
+
+def test_woken_models_have_threads_of_their_own_for_what_they_wait_for() -> None:
+    """One that sleeps and is needed by one that is being woken is woken too."""
+    steward = Steward(Budget({}, 1), Scale(), 1)
+    first, second = threading.Event(), threading.Event()
+    waits: Future[None] = Future()
+    steward._loads.submit(lambda: (first.set(), second.wait(30)))
+    assert first.wait(30)
+    steward.lend(waits)
+    steward._loads.submit(second.set).result(30)
+    waits.set_result(None)
+    steward.close()
 
 
 def test_who_comes_after_the_end_is_refused() -> None:

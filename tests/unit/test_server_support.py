@@ -10,6 +10,7 @@ import pytest
 
 from parity.replay import mask
 from support.server import Server, ServerError, free_ports
+from support.until import ended, until
 
 STAND_IN = """
 import http.server, signal, subprocess, sys
@@ -33,7 +34,7 @@ http.server.HTTPServer(("127.0.0.1", int(options["http-port"])), Handler).serve_
 """
 
 
-def start(tmp_path: Path, *flags: str, timeout: float = 20) -> Server:
+def start(tmp_path: Path, *flags: str, timeout: float = 60) -> Server:
     script = tmp_path / "server.py"
     script.write_text(STAND_IN)
     return Server(tmp_path, *flags, command=(sys.executable, str(script)), timeout=timeout)
@@ -71,8 +72,7 @@ def test_nothing_of_a_server_is_left(tmp_path: Path) -> None:
     """What the server started and forgot is killed with it."""
     with start(tmp_path, "--child=1") as server:
         child = psutil.Process(int(server.log.split()[1]))
-    child.wait(timeout=5)
-    assert not child.is_running()
+    until(lambda: ended(child))
 
 
 def test_free_ports_differ() -> None:

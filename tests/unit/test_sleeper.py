@@ -140,6 +140,28 @@ def test_a_request_that_meets_a_closing_gate_waits() -> None:
     assert (bed.sleeper.pending(), bed.calls) == (1, 1)
 
 
+def test_a_request_that_meets_a_gate_which_opens_and_closes_waits() -> None:
+    """It sees the open gate, and before it is through, the model has been put to sleep."""
+    bed, inner = Bed(), Inner()
+    bed.sleeper.open_gate(inner)
+    bed.turn()
+    bed.sleeper.close_gate()
+    assert bed.sleeper.leave() is None
+    looks = iter([None, inner])
+
+    class Flickering(Sleeper):
+        """Its gate is open at the second look alone."""
+
+        @property
+        def _inner(self) -> object:  # type: ignore[override]
+            return next(looks, None)
+
+    bed.sleeper.__class__ = Flickering
+    bed.submit("late")
+    assert bed.sleeper.pending() == 1
+    assert bed.sink.errors == []
+
+
 def test_what_is_behind_a_closed_gate_is_answered() -> None:
     """The scheduler is let go only when nothing is in flight there; those who come meanwhile wait for the next."""
     bed, first, second = Bed(), Inner(), Inner()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conch.backend.api import Host, ModelFiles
+from conch.backend.tensorflow import model_file
 from conch.backend.tensorflow.backend import TensorFlowBackend
 from conch.backend.tensorflow.model_file import read_graph, read_saved_model
 from conch.backend.tensorflow.options import plan_tensorflow
@@ -286,3 +287,18 @@ def test_a_corrupt_file_says_so(tmp_path: Path, content: bytes) -> None:
     assert "cannot be read as a TensorFlow SavedModel: " in text
     text = text_of(lambda: read_graph("m", frozen(tmp_path / "b", b"\x0a\x09" + content)))
     assert "cannot be read as a TensorFlow GraphDef: " in text
+
+
+def test_a_file_that_is_cut_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever writes the file anew meanwhile does not end the server."""
+    node = b"\x0a\x01n\x2a\x80\x40" + bytes([8, 1]) * 4096
+    path = tmp_path / "model.graphdef"
+    path.write_bytes((b"\x0a" + bytes([len(node) & 0x7F | 0x80, len(node) >> 7]) + node) * 8)
+    messages = model_file.wire.messages
+
+    def cut(data: memoryview, number: int) -> Iterator[memoryview]:
+        path.write_bytes(b"")
+        return messages(data, number)
+
+    monkeypatch.setattr(model_file.wire, "messages", cut)
+    assert model_file.read_graph("m", path).nodes == {"n"}

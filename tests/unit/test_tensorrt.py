@@ -135,6 +135,25 @@ def test_an_engine_that_cannot_be_recorded(tmp_path: Path, log: Log, caplog: pyt
     assert [each.split(":")[0] for each in caplog.messages] == ["model 'm' is served without CUDA graphs"]
 
 
+@pytest.mark.parametrize("how", ["raising", "uninstantiable"])
+def test_a_recording_that_goes_wrong(tmp_path: Path, log: Log, how: str) -> None:
+    """Its stream records no longer, nothing is left of it, and the engine is run as ever."""
+    served = load(tmp_path, fake_tensorrt.plan(**{how: True}), "optimization { cuda { graphs: true } }")
+    for _ in range(4):
+        np.testing.assert_array_equal(run(served, 2)[0], rows(2) * 2)
+    assert log.recording is None
+    assert log.count("launch") == 0
+    assert log.count("graph destroyed") == 1
+
+
+def test_an_output_larger_than_its_memory(tmp_path: Path, log: Log) -> None:
+    """Outputs that shrink as inputs grow are refused before anything is written behind their memory."""
+    served = load(tmp_path, fake_tensorrt.plan(shrinking=True))
+    (error,) = run(served, 1)
+    assert error.message.startswith("model 'm', output 'y' has shape [19, 3], larger than for the largest inputs")
+    assert log.count("execute 0") == 0
+
+
 def test_closing_frees_everything(tmp_path: Path, log: Log) -> None:
     """Memory of both sides and the stream."""
     served = load(tmp_path)
@@ -169,6 +188,7 @@ def test_a_shape_that_no_profile_takes(tmp_path: Path, log: Log) -> None:
             fake_tensorrt.plan(kind="FP8"),
             "tensor 'x' has the data type FP8, for which the inference protocol has no name",
         ),
+        (fake_tensorrt.plan(format="CHW32"), "tensor 'x' has the format CHW32, which is not supported"),
         (fake_tensorrt.plan(shape_tensor=True), "tensor 'x' is a shape tensor, which is not supported"),
         (
             fake_tensorrt.plan(unknown=True),

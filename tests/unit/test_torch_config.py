@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from conch.backend.find import find_backend
 from conch.backend.torch.complete import example
@@ -250,3 +253,27 @@ def test_settings_of_python_models_are_no_news() -> None:
         assert texts == (
             "model 'm': backend setting 'odd' is not one that the pytorch backend knows, it has no effect",
         )
+
+
+def test_files_that_unpack_to_far_more_are_refused(tmp_path: Path) -> None:
+    """Before anything is unpacked: the archive's own list says how much that would be."""
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("m/constants.pkl", b"x")
+        archive.writestr("m/code/__torch__.py", b"\0" * (80 << 20))
+    with pytest.raises(InferError, match=r"__torch__.py' in '.*' unpacks from [0-9]+ bytes to 83886080, at most"):
+        find_artifact(tmp_path, config())
+
+
+@given(st.lists(st.tuples(st.integers(0, 1500), st.integers(0, 255)), min_size=1, max_size=5))
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_files_are_refused_or_told(tmp_path: Path, changes: list[tuple[int, int]]) -> None:
+    """Whatever has become of an archive, there is one clear error or an answer, and nothing else escapes."""
+    path = pack(tmp_path / "model.pt", {**SCRIPT, "m/code/__torch__.py": "    n = s.n\n    s.n = 1\n" * 9})
+    content = bytearray(path.read_bytes())
+    for place, value in changes:
+        content[-1 - place % len(content)] = value
+    path.write_bytes(content)
+    keeps_state(path)
+    with contextlib.suppress(InferError):
+        find_artifact(tmp_path, config())

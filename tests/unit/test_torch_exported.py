@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from conch.types.error import InferError
+from conch.types.error import Code, InferError
 from conch.types.tensor import to_numpy
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'conch[torch]'")
@@ -83,3 +85,74 @@ def test_exported_programs_say_how_many_rows_they_take(tmp_path: Path) -> None:
     with pytest.raises(InferError, match="max_batch_size is 3, the model was exported for at most 2 rows"):
         serve(tmp_path / "3", bounded(1, 2), "max_batch_size: 3", filename="model.pt2")
     assert serve(tmp_path / "4", bounded(2, 8), filename="model.pt2").config.max_batch_size == 0
+
+
+class Evil:
+    """What a pickle can do to whoever reads it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def swapped(part: str, content: bytes, also: dict[str, tuple[bytes, bytes]] | None = None) -> Any:
+    """A program one of whose parts is not what torch.export wrote."""
+
+    def write(path: Path) -> None:
+        exported(torch.nn.Linear(2, 2), (torch.zeros(3, 2),))(path)
+        with zipfile.ZipFile(path) as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, each in parts.items():
+                new = content if name.endswith(part) else each
+                for end, (old, other) in (also or {}).items():
+                    new = new.replace(old, other) if name.endswith(end) else new
+                archive.writestr(name, new)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("part", "also"),
+    [
+        ("data/sample_inputs/model.pt", {}),
+        ("data/weights/weight_0", {"weights_config.json": (b'"use_pickle": false', b'"use_pickle": true')}),
+    ],
+)
+def test_pickles_of_more_than_tensors_are_not_read(
+    tmp_path: Path, part: str, also: dict[str, tuple[bytes, bytes]]
+) -> None:
+    """A program whose example inputs or weights hold objects is refused before PyTorch unpickles them."""
+    pickled = io.BytesIO()
+    torch.save(Evil(tmp_path / "run"), pickled)
+    with pytest.raises(InferError, match=f"{part}' in 'model.pt2' is a pickle of more than tensors: ") as caught:
+        serve(tmp_path, swapped(part, pickled.getvalue(), also), filename="model.pt2")
+    assert "could run any code" in caught.value.hint
+    assert not (tmp_path / "run").exists()
+
+
+def test_parts_that_are_there_twice_are_refused(tmp_path: Path) -> None:
+    """Two readers of an archive may take two different ones."""
+
+    def write(path: Path) -> None:
+        exported(torch.nn.Linear(2, 2), (torch.zeros(3, 2),))(path)
+        with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("model/data/sample_inputs/model.pt", b"")
+
+    with pytest.raises(InferError, match=r"'model.pt2' holds 'model/data/sample_inputs/model.pt' twice"):
+        serve(tmp_path, write, filename="model.pt2")
+
+
+def test_an_input_that_is_left_out_is_named(tmp_path: Path) -> None:
+    """A program needs all of its arguments, whatever the config calls optional."""
+    text = """
+      input { name: "a" data_type: TYPE_FP32 dims: 2 }
+      input { name: "b" data_type: TYPE_FP32 dims: 2 optional: true }
+      output { name: "OUTPUT__0" data_type: TYPE_FP32 dims: 2 }"""
+    served = serve(tmp_path, exported(add_sub(), (torch.zeros(2), torch.zeros(2))), text, filename="model.pt2")
+    (error,) = served.run(served.request({"a": ONE[0]}))
+    assert isinstance(error, InferError)
+    assert error.code is Code.INVALID_ARG
+    assert error.message == "the request has no input for the argument 'b', which the model needs"

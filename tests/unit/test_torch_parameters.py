@@ -308,3 +308,9 @@ def test_the_instance_is_closed_once(tmp_path: Path) -> None:
     )
     served.instance.close()
     assert served.instance._program is None
+
+
+def test_more_threads_than_any_machine_has_are_refused(tmp_path: Path) -> None:
+    """At load, before PyTorch starts as many."""
+    with pytest.raises(InferError, match="'INTRA_OP_THREAD_COUNT' of model 'm' is 100000, expected at most 4096 thr"):
+        serve(tmp_path, script(Linear()), ONE + parameter(INTRA_OP_THREAD_COUNT="100000"))

@@ -300,3 +300,27 @@ def test_errors_of_the_model_reach_the_client(tmp_path: Path) -> None:
     assert error.code is Code.INTERNAL
     assert error.message.startswith("PyTorch execute failure: ")
     assert values(ask(served, a=ONE, b=TWO)["OUTPUT__0"]).tolist() == [[6, 8]]
+
+
+class Number(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, int]:
+        return x, 5
+
+
+def test_outputs_that_are_no_tensors_are_refused(tmp_path: Path) -> None:
+    """In Triton's words."""
+    text = one(dtype.FP32) + ' output { name: "z" data_type: TYPE_FP32 dims: 2 }'
+    error = refused(serve(tmp_path, script(Number()), text), x=ONE)
+    assert error.message == "output 'z' must be of type Tensor or List[str]."
+
+
+def test_memory_of_gpus_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When an instance and when a model is closed; PyTorch would keep it for models of its own."""
+    emptied: list[int] = []
+    served = serve(tmp_path, script(Same()), one(dtype.FP32))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
+    served.instance.close()
+    assert emptied == []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    served.instance.close()
+    assert emptied == [1]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import resource
+import signal
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +20,7 @@ from hypothesis import strategies as st
 from conch.config.flag_values import FlagValueError
 from conch.config.server import TraceOptions
 from conch.config.trace_flags import trace_options
-from conch.observe import tracing
+from conch.observe import trace_file, tracing
 from conch.observe.stats import ModelStats, Reason
 from conch.observe.trace import Source, Trace, Tracer
 from conch.observe.trace_file import TraceFile, activities, tensor_text
@@ -28,6 +32,7 @@ from conch.types.response import FINAL, InferResponse
 from conch.types.tensor import Tensor, join_bytes
 from support.requests import Recorder as Sink
 from support.requests import make_form
+from support.until import until
 
 SPEC = ModelSpec("m", 1, 8, (TensorSpec("X", FP32, (-1,)),), (TensorSpec("Y", FP32, (-1,)),))
 ON = TraceOptions(level=("TIMESTAMPS",), rate=1, file="f")
@@ -198,6 +203,21 @@ def test_a_failed_request_is_traced_to_its_end() -> None:
     assert "COMPUTE_START" not in dict(trace.times)
 
 
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_request_that_is_not_taken_over_is_traced_to_its_end(counted: bool) -> None:
+    """Whether the model counts it as refused or not; it is recorded once."""
+    kept = Kept()
+    stats = ModelStats()
+    made = request(stats=stats)
+    Tracer(ON, kept).begin(made)
+    if counted:
+        stats.failed([made], Reason.REJECTED, 50)
+    made.trace.refused()
+    made.trace.refused()
+    (trace,) = kept.traces
+    assert [name for name, _ in trace.times].count("REQUEST_END") == 1
+
+
 def test_answers_from_other_threads_are_noted_on_the_loop() -> None:
     """Around the sending itself: what is posted before and after the answer."""
     posted: list[tuple[Any, ...]] = []
@@ -290,6 +310,33 @@ def test_a_log_frequency_makes_a_file_of_every_n_traces(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_a_late_writer_fills_its_files_too(tmp_path: Path) -> None:
+    """Here all traces have ended before the first is written."""
+    path = tmp_path / "t.json"
+    recorder = TraceFile(str(path))
+    tracer = Tracer(TraceOptions(level=("TIMESTAMPS",), rate=1, count=3, log_frequency=2, file=str(path)), recorder)
+    with recorder._changed:
+        for _ in range(4):
+            serve(tracer)
+    until((tmp_path / "t.json.1").exists)
+    tracer.close()
+    assert [ids(tmp_path / f"t.json.{number}") for number in range(2)] == [[1, 2], [3]]
+
+
+def test_what_is_held_back_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client may set any log frequency: a file comes sooner where the traces for it would fill the memory."""
+    monkeypatch.setattr(trace_file, "_BACKLOG_BYTES", 5000)
+    path = tmp_path / "t.json"
+    options = TraceOptions(level=("TIMESTAMPS",), rate=1, log_frequency=1_000_000, file=str(path))
+    tracer = Tracer(options, TraceFile(str(path)))
+    for _ in range(3):
+        serve(tracer)
+    until((tmp_path / "t.json.0").exists)
+    serve(tracer)
+    tracer.close()
+    assert [ids(tmp_path / f"t.json.{number}") for number in range(2)] == [[1, 2, 3], [4]]
+
+
 def test_a_changed_setting_writes_what_it_held_back(tmp_path: Path) -> None:
     """The traces of the old setting are complete; those of the new one go on with the next file."""
     path = tmp_path / "t.json"
@@ -313,6 +360,92 @@ def test_a_file_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pyte
     assert lost == [f"traces are lost: '{path}' cannot be written: No such file or directory"]
 
 
+def written(path: Path, count: int) -> None:
+    """Until the file is whole, and holds so many traces."""
+
+    def whole() -> bool:
+        try:
+            return len(ids(path)) == count
+        except (OSError, ValueError):
+            return False
+
+    until(whole)
+
+
+@pytest.mark.parametrize("rotate", [Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_file_that_is_moved_or_emptied_begins_anew(tmp_path: Path, rotate: Callable[[Path], object]) -> None:
+    """Whoever rotates the file loses no later traces."""
+    path = tmp_path / "t.json"
+    tracer = Tracer(TraceOptions(level=("TIMESTAMPS",), rate=1, file=str(path)), TraceFile(str(path)))
+    serve(tracer)
+    written(path, 1)
+    rotate(path)
+    serve(tracer)
+    tracer.close()
+    assert ids(path) == [2]
+
+
+def test_a_disk_that_is_full_for_a_while_leaves_the_file_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was written stays readable, what comes after the error is there, and a second time is told again."""
+    path = tmp_path / "t.json"
+    tracer = Tracer(TraceOptions(level=("TIMESTAMPS",), rate=1, file=str(path)), TraceFile(str(path)))
+    serve(tracer)
+    written(path, 1)
+    for number in (1, 2):
+        size = path.stat().st_size
+        with small_files(size + 20):
+            serve(tracer)
+            until(lambda told=number: caplog.text.count("traces are lost") == told)
+            until(lambda whole=size: path.stat().st_size == whole)
+        assert len(ids(path)) == number
+        serve(tracer)
+        written(path, number + 1)
+    tracer.close()
+
+
+@contextlib.contextmanager
+def small_files(size: int) -> Iterator[None]:
+    """No file may grow beyond this many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_what_cannot_be_shown_does_not_end_tracing(tmp_path: Path) -> None:
+    """Ids that are no Unicode and answers that are no tensors are written as far as they go."""
+    path = tmp_path / "t.json"
+    tracer = Tracer(TraceOptions(level=("TENSORS",), rate=1, file=str(path)), TraceFile(str(path)))
+    for name, data in (("\ud800", b"abcd"), ("r", b"abc"), ("r", b"abcd")):
+        made = request()
+        made.id = name
+        tracer.begin(made)
+        made.sink.reply(made, InferResponse([Tensor("Y", FP32, (1,), data)]), True)
+        made.form.model.stats.executed([made], 10, 20, 30, 40)
+    tracer.close()
+    found = entries(path)
+    assert [each["request_id"] for each in found if "request_id" in each] == ["\ud800", "r", "r"]
+    assert [each["tensor"]["data"] == "" for each in found if each.get("activity") == "TENSOR_BACKEND_OUTPUT"] == [
+        False, True, False,
+    ]  # fmt: skip
+
+
+def test_changes_without_traces_leave_nothing(tmp_path: Path) -> None:
+    """Whoever changes settings again and again does not fill the memory."""
+    file = TraceFile(str(tmp_path / "t.json"))
+    tracer = Tracer(TraceOptions(file="f"), file)
+    for rate in range(1, 100):
+        tracer.change("", {"rate": rate})
+    assert not file._jobs
+    tracer.close()
+
+
 def test_traces_from_many_threads_are_all_there(tmp_path: Path) -> None:
     """Any thread may end a trace."""
     path = tmp_path / "t.json"
@@ -324,6 +457,60 @@ def test_traces_from_many_threads_are_all_there(tmp_path: Path) -> None:
         thread.join()
     tracer.close()
     assert sorted(ids(path)) == list(range(1, 201))
+
+
+def test_spans_are_made_by_a_thread_that_may_be_late(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Traces that come faster than spans are made are lost and told of; those after the end hurt nobody."""
+    otel = pytest.importorskip("conch.observe.otel")
+    monkeypatch.setattr(otel, "_MOST", 3)
+    options = TraceOptions(mode="opentelemetry", level=("TIMESTAMPS",), rate=1, url="http://127.0.0.1:1/v1/traces")
+    exporter = otel.Exporter(options)
+    go, made = threading.Event(), []
+
+    def make(trace: Trace) -> None:
+        assert go.wait(30)
+        made.append(trace.id)
+        if trace.id == 1:
+            raise ValueError("a bug")
+
+    monkeypatch.setattr(exporter, "_make", make)
+    tracer = Tracer(options, exporter)
+    for _ in range(5):
+        serve(tracer)
+    go.set()
+    tracer.close()
+    serve(tracer)
+    assert made == [1, 2, 3]
+    told = [record.getMessage() for record in caplog.records]
+    assert told.count("a trace could not be made into spans") == 1
+    assert len([text for text in told if text.startswith("traces are lost")]) == 1
+
+
+@pytest.mark.parametrize("state", ["", "vendor=1,other=x:y"])
+def test_spans_carry_on_what_came_with_the_request(state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's trace, and its `tracestate` with it; steps of ensembles too."""
+    otel = pytest.importorskip("conch.observe.otel")
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    kept = InMemorySpanExporter()
+    monkeypatch.setattr(otel, "OTLPSpanExporter", lambda endpoint: kept)
+    options = TraceOptions(mode="opentelemetry", level=("TIMESTAMPS",), rate=1)
+    tracer = Tracer(options, otel.Exporter(options))
+    sink: Any = HttpSink()
+    sink.trace_context, sink.trace_state = f"00-{'1' * 32}-{'2' * 16}-01", state
+    made = request(sink=sink)
+    tracer.begin(made)
+    step = made.trace.child(request())
+    step.ended()
+    made.sink.reply(made, FINAL, True)
+    made.form.model.stats.executed([made], 10, 20, 30, 40)
+    tracer.close()
+    spans = kept.get_finished_spans()
+    assert len(spans) == 4
+    assert {f"{span.context.trace_id:032x}" for span in spans} == {"1" * 32}
+    assert {span.context.trace_state.to_header() for span in spans} == {state}
 
 
 TEXTS = {

@@ -164,6 +164,48 @@ def test_threads_run_where_their_policy_says() -> None:
     assert os.sched_getaffinity(0) == here
 
 
+class Breaking:
+    """An instance that does what none may do, once."""
+
+    def __init__(self) -> None:
+        self.broken = False
+
+    def run(self, batch: Sequence[InferRequest]) -> None:
+        if not self.broken:
+            self.broken = True
+            raise SystemExit(3)
+        for request in batch:
+            request.sink.reply(request, InferResponse([]), True)
+
+    def close(self) -> None: ...
+
+
+def test_a_thread_survives_what_its_instance_must_not_do(caplog: pytest.LogCaptureFixture) -> None:
+    """The next request is answered, and the log says what happened."""
+    sink = Recorder()
+    scheduler = QueueScheduler(QueueBatcher(max_rows=1), ModelStats(), lambda call: call(), lambda *_: None)  # type: ignore[arg-type, return-value]
+    scheduler.attach(ThreadRunner(Breaking(), scheduler.take, "m"))
+    scheduler.submit(make_request())
+    scheduler.submit(make_request(sink=sink))
+    sink.wait(1)
+    scheduler.close()
+    assert "an instance failed outside its model" in caplog.text
+
+
+def test_threads_run_also_where_their_cpus_are_gone(caplog: pytest.LogCaptureFixture) -> None:
+    """CPUs may be taken away after the start: requests are answered, and the log says so once."""
+    sink = Recorder()
+    scheduler = QueueScheduler(QueueBatcher(max_rows=1), ModelStats(), lambda call: call(), lambda *_: None)  # type: ignore[arg-type, return-value]
+    scheduler.attach(ThreadRunner(pinned(Running([]), frozenset({4095})), scheduler.take, "m"))  # type: ignore[arg-type]
+    for count in (1, 2):
+        scheduler.submit(make_request(sink=sink))
+        sink.wait(count)
+    scheduler.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "an instance cannot be kept to CPUs [4095]: Invalid argument"
+    ]
+
+
 class Elastic:
     """A scheduler over instances that the test adds and takes away; the loop is turned by hand."""
 

@@ -25,9 +25,9 @@ def test_a_vigil_is_kept_for_a_moment_after_the_last_step() -> None:
     async def keep() -> tuple[bool, float, bool]:
         vigil = vigil_of(asyncio.get_running_loop())
         begun = time.monotonic()
-        vigil.step(20_000_000)
+        vigil.step(200_000_000)
         await asyncio.sleep(0)
-        vigil.step(30_000_000)
+        vigil.step(300_000_000)
         kept = vigil.kept
         while vigil.kept:
             await asyncio.sleep(0)
@@ -36,7 +36,7 @@ def test_a_vigil_is_kept_for_a_moment_after_the_last_step() -> None:
     kept, lasted, same = asyncio.run(keep())
     assert kept
     assert same
-    assert lasted >= 0.03
+    assert lasted >= 0.3
 
 
 @pytest.mark.parametrize("text", ["-1", "10001", "fast"])
@@ -80,7 +80,7 @@ def test_only_batches_of_calls_make_a_vigil_longer(tmp_path: Path) -> None:
         assert steps == []
         call = model.request(np.ones((1, 2), np.float32))
         call.sink = Call(Answers(), 1, 0, stream=False)  # type: ignore[arg-type]
-        assert model.start([call]).wait(20)
+        assert model.start([call]).wait(60)
         assert steps == [200_000]
 
 

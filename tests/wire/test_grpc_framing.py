@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import pytest
+import uvloop
 
 from conch.pb import grpc_service_pb2 as pb
 from conch.protocol.v2.grpc_status import percent_encode
 from conch.transport import http2_frames as h2
+from conch.transport.grpc_deadline import Deadline
 from conch.transport.grpc_headers import parse_timeout
 from conch.transport.http2_frames import ErrorCode as E
 from conch.types.error import Code, InferError
-from support.h2client import INFER, LIVE, Served, block, data, framed, headers, infer, infer_message
+from conch.types.response import FINAL, InferResponse
+from support.h2client import INFER, LIVE, Served, Wire, block, data, framed, headers, infer, infer_message
 
 LOAD = b"/inference.GRPCInferenceService/RepositoryModelLoad"
 
@@ -127,6 +136,19 @@ def test_a_deadline_cancels() -> None:
     served.close()
 
 
+@pytest.mark.parametrize("kind", [uvloop.new_event_loop, asyncio.new_event_loop])
+@pytest.mark.parametrize("seconds", [0.0, 1e-9, 4e-4, 5.0, 99_999_999 * 3600.0])
+def test_deadlines_of_any_length(kind: Callable[[], asyncio.AbstractEventLoop], seconds: float) -> None:
+    """The time at which nobody waits any more is known, whatever the loop makes of so short or so long a time."""
+    with closing(kind()) as loop:
+        before = time.monotonic_ns()
+        deadline = Deadline(loop, seconds, loop.stop)
+        assert before <= deadline.expires_ns - int(seconds * 1e9) <= time.monotonic_ns()
+        if seconds < 1:
+            loop.run_forever()
+        deadline.cancel()
+
+
 @pytest.mark.parametrize("how", ["reset", "lost"])
 def test_who_leaves_is_not_computed_for(how: str) -> None:
     """RST_STREAM or a lost connection marks the request as cancelled, and a late answer is swallowed."""
@@ -167,6 +189,54 @@ def test_errors_of_the_model() -> None:
     served.close()
 
 
+def test_no_answer() -> None:
+    """A model that ends without a response gets its caller an error, as one that answers twice."""
+    served = Served("hold")
+    served.feed(infer(1))
+    (request,) = served.scheduler.held
+    request.sink.reply(request, FINAL, final=True)
+    served.turn()
+    assert served.status(1) == (13, "expected a single response, got 0")
+    served.close()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "text"),
+    [
+        ({"n": -(2**63) - 1}, "the response's parameter 'n' cannot be sent over gRPC: "),
+        ({"n": 2**64}, "the response's parameter 'n' cannot be sent over gRPC: "),
+        ({"s": "\ud800"}, "the response's parameter 's' cannot be sent over gRPC: "),
+        ({"n": ()}, "the server failed to write the response: TypeError"),
+    ],
+)
+def test_an_answer_that_cannot_be_written_is_an_error(parameters: dict[str, Any], text: str) -> None:
+    """The client hears of it, on a stream too; it does not wait for ever."""
+    served = Served("hold")
+    served.feed(infer(1), headers(3, block(b"/inference.GRPCInferenceService/ModelStreamInfer")))
+    served.feed(data(3, framed(infer_message().SerializeToString()), end=False))
+    for request in served.scheduler.held:
+        request.sink.reply(request, InferResponse((), parameters), final=True)
+    served.turn()
+    status, message = served.status(1)
+    assert (status, message[: len(text)]) == (13, text)
+    answer = pb.ModelStreamInferResponse.FromString(served.messages[3][5:])
+    assert answer.error_message.startswith(text)
+    served.close()
+
+
+def test_large_numbers_of_a_response() -> None:
+    """A parameter between 2^63 and 2^64 is an unsigned one."""
+    served = Served("hold")
+    served.feed(infer(1))
+    (request,) = served.scheduler.held
+    request.sink.reply(request, InferResponse((), {"n": 2**64 - 1, "m": 2**63 - 1}), final=True)
+    served.turn()
+    served.frames()
+    answer = pb.ModelInferResponse.FromString(served.messages[1][5:])
+    assert (answer.parameters["n"].uint64_param, answer.parameters["m"].int64_param) == (2**64 - 1, 2**63 - 1)
+    served.close()
+
+
 def test_more_than_one_answer() -> None:
     """A model that answers twice gets its caller an error."""
     served = Served("hold")
@@ -197,6 +267,25 @@ def test_draining() -> None:
     assert (served.grpc.inflight(), served.grpc.connections()) == (0, 1)
     served.close()
     assert served.grpc.connections() == 0
+
+
+def test_a_connection_that_cannot_be_looked_after_is_hung_up_on() -> None:
+    """A fault in the care for one connection does not end that for the others."""
+    served = Served()
+    served.connection.upkeep = None
+    others = [served.grpc.connection() for _ in range(8)]
+    wires = [Wire() for _ in others]
+    for other, wire in zip(others, wires, strict=True):
+        other.connection_made(wire)
+        other.pause_writing()
+        other._stalled_at = -100.0
+    served.grpc._sweep()
+    assert served.wire.aborted
+    assert all(wire.aborted for wire in wires)
+    served.grpc._sweeper.cancel()
+    for other in others:
+        other.connection_lost(None)
+    served.close()
 
 
 def test_answers_are_headers_message_trailers(served: Served) -> None:
@@ -265,6 +354,16 @@ def test_long_messages_are_cut() -> None:
     assert len(percent_encode("x" * 100_000)) == 4099
 
 
+@pytest.mark.parametrize("text", ["中" * 4000, "\n" * 4000, "%" * 4096, "é" * 2000 + "x" * 96])
+def test_what_is_long_once_it_is_escaped_is_cut(text: str) -> None:
+    """An escape takes three bytes: what travels counts, and no character is cut in two."""
+    wire = percent_encode(text)
+    assert len(wire) <= 7168
+    cut = unquote_to_bytes(wire).decode()
+    assert cut.endswith("...")
+    assert text.startswith(cut[:-3])
+
+
 @pytest.mark.parametrize(
     ("wire", "seconds"),
     [(b"1H", 3600), (b"2M", 120), (b"3S", 3), (b"4m", 0.004), (b"5u", 5e-6), (b"6n", 6e-9), (b"123456789S", None),
@@ -273,3 +372,19 @@ def test_long_messages_are_cut() -> None:
 def test_timeouts(wire: bytes, seconds: float | None) -> None:
     """One to eight digits and a unit."""
     assert parse_timeout(wire) == (None if seconds is None else pytest.approx(seconds))
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_trace_context_comes_with_the_call(streams: bool) -> None:
+    """Both fields of W3C are there for who traces the request; a `tracestate` in pieces is one list."""
+    served = Served("hold")
+    extra = ((b"traceparent", b"00-1"), (b"tracestate", b"a=1"), (b"tracestate", b"b=2"))
+    path = INFER if not streams else b"/inference.GRPCInferenceService/ModelStreamInfer"
+    for stream, more in ((1, extra), (3, ())):
+        served.feed(headers(stream, block(path, *more)), data(stream, framed(infer_message().SerializeToString())))
+    sinks: list[Any] = [request.sink for request in served.scheduler.held]
+    assert [(each.protocol, each.trace_context, each.trace_state) for each in sinks] == [
+        ("GRPC", "00-1", "a=1,b=2"),
+        ("GRPC", "", ""),
+    ]
+    served.close()

@@ -348,6 +348,58 @@ def test_the_pool_of_responses_is_bounded() -> None:
     served.close()
 
 
+def test_what_waits_for_a_slow_answer_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers and refusals behind a request that is not answered yet count: no more of the client is taken."""
+    monkeypatch.setattr(grpc_model_stream, "_MAX_BYTES", 1 << 20)
+    for name in ("identity", "nope"):
+        served = opened("hold")
+        say(served, infer_message("slow"))
+        (slow,) = served.scheduler.held
+        each = infer_message("x", range(20_000) if name == "identity" else [1.0])
+        each.model_name = name
+        sent = 0
+        while not served.connection.streams[1].full and sent < 3000:
+            say(served, each)
+            sent += 1
+            for request in served.scheduler.held[1:]:
+                served.scheduler.answer(request)
+            del served.scheduler.held[1:]
+        assert served.connection.streams[1].full
+        served.scheduler.answer(slow)
+        served.feed(h2.window_update(0, 1 << 24), h2.window_update(1, 1 << 24))
+        for _ in range(10):
+            served.turn()
+        assert len(told(served)) == 1 + sent
+        assert not served.connection.streams[1].full
+        assert served.connection.streams[1]._talk._bytes == 0
+        served.close()
+
+
+def test_an_answer_of_many_that_cannot_be_sent_ends_its_request() -> None:
+    """The model is told that nobody waits for the rest."""
+    served = opened("hold")
+    say(served, decoupled(1, "a"))
+    (request,) = served.registry.versions["decoupled"].scheduler.held
+    request.sink.reply(request, InferResponse((), {"n": 2**64}), final=False)
+    assert request.cancelled
+    request.sink.reply(request, InferResponse(()), final=False)
+    served.turn()
+    ((name, text, final),) = told(served)
+    assert (name, text[:28], final) == ("a", "the response's parameter 'n'", True)
+    served.close()
+
+
+def test_errors_may_say_what_utf8_cannot() -> None:
+    """An error's text with a part of a file's name that is no UTF-8 is told all the same."""
+    served = opened("hold")
+    say(served, infer_message("a"))
+    (request,) = served.scheduler.held
+    request.sink.fail(request, InferError(Code.INTERNAL, "no file a\udcff"))
+    served.turn()
+    assert told(served) == [("a", "no file a?", True)]
+    served.close()
+
+
 def test_compressed_streams() -> None:
     """Messages of a stream are decompressed and, where asked for, compressed one by one."""
     served = opened(
@@ -399,6 +451,21 @@ def test_draining_ends_streams() -> None:
     assert [each for each, _, _ in told(served)] == ["a"]
     assert served.status(1) == (14, text)
     served.close()
+
+
+def test_draining_lets_a_stream_that_has_said_all_end_well() -> None:
+    """Who had ended before the server stops gets all answers and OK; who says more then hears that it was refused."""
+    for says_more in (False, True):
+        served = opened("hold")
+        say(served, infer_message("a"), end=not says_more)
+        served.grpc.stop_accepting()
+        if says_more:
+            say(served, infer_message("b"), end=True)
+        served.scheduler.release()
+        served.turn()
+        assert [each for each, _, _ in told(served)] == ["a"]
+        assert served.status(1)[0] == (14 if says_more else 0)
+        served.close()
 
 
 def test_a_decoupled_model_needs_a_stream() -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from conch.transport import bodies
 from conch.types.dtype import FP32
+from support.deliver import deliver
 from support.http_plane import Plane, from_thread, give_back, identity_spec
 from support.http_wire import Wire, get, infer, post, tensor
 
@@ -268,6 +269,107 @@ def test_clients_that_never_read_are_cut(wire: Wire, monkeypatch: pytest.MonkeyP
     clock[0] += 61
     wire.connection.tick(60)
     assert wire.transport.aborted
+
+
+def test_a_last_answer_that_is_never_read_is_cut_too(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that shall close waits for its client to take the answer, and no longer than others do."""
+    clock = [1000.0]
+    monkeypatch.setattr("conch.transport.http1.now", lambda: clock[0])
+    wire.transport.waiting = 100_000
+    wire.feed(get("/v2/health/live", "GET", "Connection: close"))
+    assert (wire.transport.closed, wire.server.inflight()) == (False, 1)
+    clock[0] += 61
+    wire.connection.tick(60)
+    assert wire.transport.aborted
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_connection_closes_when_its_last_answer_was_taken(wire: Wire, stops: bool) -> None:
+    """Closed earlier, TLS would cut the answer off; a server that stops waits for it as well."""
+    wire.transport.waiting = 100_000
+    wire.feed(get("/v2/health/live", "GET", *([] if stops else ["Connection: close"])))
+    if stops:
+        wire.server.stop_accepting()
+    assert (wire.transport.closed, wire.server.inflight()) == (False, 1)
+    wire.transport.waiting = 0
+    wire.connection.resume_writing()
+    assert (wire.transport.closed, wire.transport.aborted, wire.server.inflight()) == (True, False, 0)
+
+
+def test_pipelined_requests_with_long_answers_are_answered_in_turns() -> None:
+    """However many small requests come at once, few of their answers are held, and other calls come in between."""
+    wire = Wire()
+    for number in range(100):
+        wire.plane.add(identity_spec(f"m{number}", FP32))
+    deliver(lambda: wire.transport.protocol, get("/v2/models/stats") * 500)
+    first = len(wire.transport.sent)
+    (answer,) = Wire(wire.plane).feed(get("/v2/models/stats")).replies()
+    assert 0 < first < 40 * (len(answer.body) + 200)
+    wire.transport.waiting = first
+    wire.connection.pause_writing()
+    wire.loop.end_tick()
+    assert len(wire.transport.sent) == first
+    wire.connection.resume_writing()
+    assert len(wire.replies()) == 500
+
+
+def test_what_waits_is_bounded_however_often_the_client_reads() -> None:
+    """A client that reads in pieces while one request is answered cannot have ever more of the next ones kept."""
+    plane = Plane(keep=True)
+    plane.add(identity_spec("held", FP32), lambda request, spec: None)
+    wire = Wire(plane)
+    wire.feed(infer("held", {"inputs": [tensor("INPUT0", "FP32", [1], [1.0])]}), LIVE * 10_000)
+    for _ in range(3):
+        wire.connection.pause_writing()
+        wire.connection.resume_writing()
+        assert not wire.transport.reading
+    give_back(plane.requests[0], plane.requests[0].form.model)
+    assert len(wire.replies()) == 10_001
+    assert wire.transport.reading
+
+
+def test_a_body_that_stalls_after_its_client_has_read_is_given_up(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading an answer is no excuse for never sending the rest of the next request."""
+    clock = [1000.0]
+    monkeypatch.setattr("conch.transport.http1.now", lambda: clock[0])
+    wire.feed(LIVE + BINARY[:-3])
+    wire.connection.pause_writing()
+    wire.connection.resume_writing()
+    clock[0] += 61
+    wire.connection.tick(60)
+    assert [reply.status for reply in wire.replies()] == [200, 408]
+
+
+def test_a_refused_client_that_reads_late_is_cut_all_the_same(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a refused client still sends is thrown away for a short time only, also when it has to catch up reading."""
+    clock = [1000.0]
+    monkeypatch.setattr("conch.transport.http1.now", lambda: clock[0])
+    wire.feed(b"nonsense\r\n\r\n")
+    wire.connection.pause_writing()
+    wire.connection.resume_writing()
+    clock[0] += 3
+    wire.connection.tick(60)
+    assert wire.transport.aborted
+
+
+def test_a_refused_client_of_tls_is_cut_too(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing can be half closed, a client that does not close its side has no more time than others."""
+    clock = [1000.0]
+    monkeypatch.setattr("conch.transport.http1.now", lambda: clock[0])
+    monkeypatch.setattr(wire.transport, "can_write_eof", lambda: False)
+    wire.feed(b"nonsense\r\n\r\n")
+    assert (wire.transport.closed, wire.transport.aborted) == (True, False)
+    clock[0] += 3
+    wire.connection.tick(60)
+    assert wire.transport.aborted
+
+
+def test_continue_comes_behind_the_answers_before_it(wire: Wire) -> None:
+    """A request that waits for `100 Continue` does not overtake the one in front of it."""
+    wire.feed(LIVE + b"POST /v2/models/id_fp32/infer HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n")
+    sent = bytes(wire.transport.sent)
+    assert sent.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert sent.endswith(b"\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n")
 
 
 def test_losing_the_client_cancels_its_request() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import struct
+import weakref
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +15,7 @@ from conch.pb import grpc_service_pb2 as pb
 from conch.transport import http2_frames as h2
 from conch.transport.http2_frames import ErrorCode as E
 from conch.transport.http2_limits import Limits
-from support.h2client import INFER, Served, block, data, framed, headers, infer, infer_message
+from support.h2client import INFER, Served, Wire, block, data, framed, headers, infer, infer_message
 
 
 def greeting(**values: int) -> bytes:
@@ -216,6 +219,119 @@ def test_slow_peers_are_given_up(mode: str) -> None:
     else:
         assert served.goaway() == E.SETTINGS_TIMEOUT
     served.close()
+
+
+def test_a_peer_that_reads_slowly_is_not_given_up() -> None:
+    """While a full socket buffer becomes emptier the connection lives: we do not read, so the peer owes us nothing."""
+    served = Served("hold", keepalive_time_ms=1000, keepalive_timeout_ms=500)
+    served.feed(infer(1), headers(3, block(INFER)), data(3, b"\0", end=False), data(3, b"x", end=False)[:-1])
+    served.feed(h2.frame(h2.PING, 0, 0, b"12345678")[:5])
+    served.wire.unsent = 100 << 20
+    served.connection.pause_writing()
+    start = served.loop.time()
+    for seconds in range(10, 1000, 10):
+        served.wire.unsent -= 1 << 20
+        served.connection.check(start + seconds)
+    assert (served.wire.closed, served.wire.aborted) == (False, False)
+    assert set(served.connection.streams) == {1, 3}
+    served.connection.resume_writing()
+    served.turn()
+    served.connection.check(start + 1001)
+    assert (served.wire.closed, served.wire.aborted) == (False, False)
+    assert set(served.connection.streams) == {1, 3}
+    served.connection.pause_writing()
+    for seconds in (1002, 1030, 1070, 1100):
+        served.connection.check(start + seconds)
+    assert served.wire.aborted
+    served.close()
+
+
+def test_a_last_answer_that_is_read_slowly_is_not_cut_off() -> None:
+    """A connection that we have closed lives while its peer goes on reading, and is in flight as long."""
+    served = Served()
+    served.feed(infer(1))
+    served.wire.unsent = 100 << 20
+    assert served.grpc.inflight() == 1
+    served.connection.shut(E.NO_ERROR)
+    start = served.loop.time()
+    for seconds in range(10, 1000, 10):
+        served.wire.unsent -= 1 << 20
+        served.connection.check(start + seconds)
+    assert not served.wire.aborted
+    assert served.grpc.inflight() == 1
+    served.connection.check(start + 1061)
+    assert served.wire.aborted
+    served.wire.unsent = 0
+    assert served.grpc.inflight() == 0
+    served.close()
+
+
+def test_a_peer_that_never_says_goodbye_is_cut() -> None:
+    """Of TLS: when it has taken everything, its own end is waited for a moment."""
+    served = Served()
+    served.connection.shut(E.NO_ERROR)
+    served.connection.check(served.loop.time() + 1)
+    assert not served.wire.aborted
+    served.connection.check(served.loop.time() + 3)
+    assert served.wire.aborted
+    served.close()
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_an_answer_that_is_read_slowly_is_whole(reads: bool) -> None:
+    """Among many answers that wait, one is given up when nothing of it leaves, not because it takes long."""
+    served = Served()
+    served.connection._limits = replace(served.connection._limits, max_pending=1000)
+    served.feed(infer(1, infer_message("x", range(50_000))))
+    now = served.loop.time() + 1
+    for _ in range(200):
+        served.connection.check(now)
+        now += 10
+        if reads:
+            served.feed(h2.window_update(0, 1000), h2.window_update(1, 1000))
+        elif 1 not in served.connection.streams:
+            break
+    if reads:
+        assert served.status(1) == (0, "")
+    else:
+        assert served.resets() == {1: E.CANCEL}
+    served.close()
+
+
+class Mark:
+    """Something whose end can be seen."""
+
+
+@pytest.mark.parametrize("how", ["served", "in a large frame", "shut", "never greeted"])
+def test_a_connection_that_ends_is_freed_at_once(how: str) -> None:
+    """Nothing of it waits for the collector, which is tuned to come rarely."""
+    served = Served("hold")
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        connection, wire = served.grpc.connection(), Wire()
+        wire.set_protocol(connection)
+        connection.connection_made(wire)
+        if how != "never greeted":
+            connection.data_received(h2.PREFACE + h2.settings({}) + infer(1))
+        if how == "in a large frame":
+            raw = framed(infer_message("big", range(100_000)).SerializeToString())
+            connection.data_received(headers(3, block(INFER)) + data(3, raw)[:100_000])
+            assert wire.protocol is not connection
+        elif how == "shut":
+            connection.shut(E.NO_ERROR)
+        served.scheduler.held.clear()
+        served.turn()
+        connection.connection_lost(None)
+        wire.protocol = None
+        connection.upkeep = Mark()
+        mark = weakref.ref(connection.upkeep)
+        del connection
+        assert mark() is None
+    finally:
+        if collecting:
+            gc.enable()
+        served.close()
 
 
 def test_an_idle_connection_stays() -> None:

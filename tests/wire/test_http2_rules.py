@@ -192,6 +192,38 @@ def test_flood(served: Served, name: str) -> None:
     assert not served.connection.streams
 
 
+def test_settings_cost_as_many_as_they_are() -> None:
+    """Each may touch every stream: a frame full of them is not the price of one."""
+    served = Served()
+    many = h2.frame(h2.SETTINGS, 0, 0, struct.pack(">HI", h2.SETTINGS_INITIAL_WINDOW_SIZE, 1000) * 500)
+    served.feed(many)
+    assert not served.wire.closed
+    served.feed(*[many] * 20)
+    assert served.goaway() == E.ENHANCE_YOUR_CALM
+    served.close()
+
+
+def test_uploads_that_were_on_their_way_are_no_fault() -> None:
+    """Frames of calls that were refused before all had come do not end the connection, within the streams' windows."""
+    served = Served("hold")
+    served.feed(infer(1))
+    served.grpc.stop_accepting()
+    served.turn()
+    late = range(3, 13, 2)
+    served.feed(*[headers(number, block(INFER)) for number in late])
+    for number in late:
+        served.feed(*[data(number, bytes(16_384), end=False)] * 1024)
+    assert served.goaway() == E.NO_ERROR
+    assert not served.wire.closed
+    served.scheduler.release()
+    served.turn()
+    assert served.status(1) == (0, "")
+    for number in late:
+        served.feed(*[data(number, bytes(16_384), end=False)] * 1024)
+    assert served.goaway() == E.ENHANCE_YOUR_CALM
+    served.close()
+
+
 def test_work_earns_patience(served: Served) -> None:
     """A client that pings and updates windows in proportion to its requests is never sent away."""
     extra = h2.window_update(0, 100) + h2.frame(h2.PING, 0, 0, b"12345678")

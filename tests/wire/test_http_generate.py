@@ -262,6 +262,18 @@ def test_a_client_that_does_not_read_slows_its_model_down() -> None:
     assert (flow.full, woken) == (False, [True])
 
 
+def test_a_stream_behind_an_answer_that_is_not_read_waits_from_its_start() -> None:
+    """A socket that was full before the stream began holds the model up as well."""
+    model = Model().ask()
+    model.wire.connection.pause_writing()
+    flow = model.request.flow
+    assert flow is not None
+    model.say("x")
+    assert flow.full
+    model.wire.connection.resume_writing()
+    assert not flow.full
+
+
 def test_the_end_of_a_stream_sets_its_model_free() -> None:
     """A model that waits for a client to read is woken when there is nobody left to read."""
     model = Model().ask()

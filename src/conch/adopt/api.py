@@ -8,13 +8,13 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from conch.pb.model_config_pb2 import ModelConfig
 
 
-class AdoptError(Exception):
-    """What was given cannot be served; the text is for the person who gave it. `hint` says how to go on."""
+class Refusal(Exception):  # noqa: N818
+    """What was asked for cannot be had; the text is for the person who asked. `hint` says how to go on."""
 
     def __init__(self, text: str, hint: str = "") -> None:
         super().__init__(text)
@@ -22,6 +22,23 @@ class AdoptError(Exception):
 
     def __str__(self) -> str:
         return f"{self.args[0]} ({self.hint})" if self.hint else str(self.args[0])
+
+
+class AdoptError(Refusal):
+    """What was given cannot be served."""
+
+
+def said(error: OSError, path: object = "") -> str:
+    """Which file it is about (`path` where the error does not know), and what is wrong with it."""
+    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
+        # Of a folder that was copied: one for each file.
+        source, _, why = error.args[0][0]
+        return f"{source}: {why}"
+    return f"{error.filename or path}: {error.strerror}" if error.strerror else str(error)
+
+
+#: Bytes of a description in an archive.
+_MOST: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +49,12 @@ class Packed:
     name: str
 
     def read(self) -> bytes:
-        """Raises AdoptError and OSError."""
+        """What fits in the memory with ease. Raises AdoptError and OSError."""
         try:
             with zipfile.ZipFile(self.archive) as archive:
+                size = archive.getinfo(self.name).file_size
+                if size > _MOST:
+                    raise AdoptError(f"{self.archive}: '{self.name}' in it has {size} bytes, at most {_MOST} are read")
                 return archive.read(self.name)
         except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:
             raise self._broken(error) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -29,23 +30,45 @@ def lay(entries: Sequence[Entry], repository: Path, *, copy: bool = False, force
             )
         if (repository / entry.name).exists() and not force:
             raise AdoptError(f"{repository / entry.name} is there already", "say --force to replace it")
+        _check_sources(entry, repository / entry.name, copy)
     return [_lay(entry, repository / entry.name, copy) for entry in entries]
 
 
 def _lay(entry: Entry, folder: Path, copy: bool) -> Path:
-    # Beside its place, so that a model is there as a whole or not at all.
-    made = folder.with_name(f".{folder.name}.new")
-    if made.exists():
-        shutil.rmtree(made)
+    # Beside its place, so that a model is there as a whole or not at all; what it replaces goes last.
+    made, before = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    _remove(made)
     made.mkdir(parents=True)
-    for inside, content in entry.files.items():
-        _put(content, _place(entry, made, inside), copy)
-    text = entry.config_text if entry.config_text is not None else format_text(entry.config)
-    if text and CONFIG_FILE not in entry.files:
-        (made / CONFIG_FILE).write_text(text, encoding="utf-8")
-    if folder.exists():
-        shutil.rmtree(folder)
-    return made.rename(folder)
+    try:
+        for inside, content in entry.files.items():
+            _put(content, _place(entry, made, inside), copy)
+        text = entry.config_text if entry.config_text is not None else format_text(entry.config)
+        if text and CONFIG_FILE not in entry.files:
+            (made / CONFIG_FILE).write_text(text, encoding="utf-8")
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    _remove(before)
+    if os.path.lexists(folder):
+        folder.rename(before)
+    made.rename(folder)
+    _remove(before)
+    return folder
+
+
+def _check_sources(entry: Entry, folder: Path, copy: bool) -> None:
+    """Raises AdoptError for files that would go with the folder that is replaced, and be nowhere else."""
+    for content in entry.files.values():
+        source = content.archive if isinstance(content, Packed) else None if copy else content
+        if isinstance(source, Path) and source.resolve().is_relative_to(folder.resolve()):
+            raise AdoptError(f"{source} lies in {folder}, which would be replaced", "move it elsewhere before")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _place(entry: Entry, folder: Path, inside: str) -> Path:

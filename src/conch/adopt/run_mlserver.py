@@ -13,13 +13,8 @@ import numpy as np
 
 from conch.adopt import shim_mlserver as shim
 
-_NUMPY: Final = {
-    "BOOL": "?", "UINT8": "u1", "UINT16": "u2", "UINT32": "u4", "UINT64": "u8", "INT8": "i1", "INT16": "i2",
-    "INT32": "i4", "INT64": "i8", "FP16": "f2", "FP32": "f4", "FP64": "f8",
-}  # fmt: skip
 #: The folder for what lay elsewhere.
 ELSEWHERE: Final = "artefact"
-_NAMES: Final = {np.dtype(text): name for name, text in _NUMPY.items()}
 
 
 def serve(folder: Path, implementation: str) -> type:
@@ -61,7 +56,7 @@ def serve(folder: Path, implementation: str) -> type:
             inputs = []
             for tensor in request.inputs():
                 array = tensor.as_numpy()
-                name = "BYTES" if array.dtype == object else _NAMES[array.dtype]
+                name = "BYTES" if array.dtype == object else shim.NAMES[array.dtype]
                 inputs.append(
                     self._input(
                         name=tensor.name(), shape=list(array.shape), datatype=name, data=array.reshape(-1).tolist()
@@ -88,7 +83,7 @@ def to_array(output: Any) -> np.ndarray[Any, Any]:
         flat = np.empty(len(elements), dtype=object)
         flat[:] = elements
         return flat.reshape(output.shape)
-    return np.asarray(data, np.dtype(_NUMPY[output.datatype])).reshape(output.shape)
+    return np.asarray(data, shim.NUMPY[output.datatype]).reshape(output.shape)
 
 
 def artefact(folder: Path, uri: str) -> str:

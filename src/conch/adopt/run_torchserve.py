@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +104,7 @@ def _settings(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     try:
         import yaml  # type: ignore[import-untyped,unused-ignore]  # noqa: PLC0415  the model's environment has it or not
     except ImportError:
+        logging.getLogger("ts").warning("%s is not read: PyYAML is not installed where the handler runs", file)
         return {}
     return yaml.safe_load((folder / file).read_text()) or {}
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any, Final
 
 import numpy as np
 
-_NUMPY: Final = {
+from conch.adopt.shim import offer
+
+NUMPY: Final = {
     "BOOL": np.dtype("?"), "UINT8": np.dtype("u1"), "UINT16": np.dtype("u2"), "UINT32": np.dtype("u4"),
     "UINT64": np.dtype("u8"), "INT8": np.dtype("i1"), "INT16": np.dtype("i2"), "INT32": np.dtype("i4"),
     "INT64": np.dtype("i8"), "FP16": np.dtype("f2"), "FP32": np.dtype("f4"), "FP64": np.dtype("f8"),
 }  # fmt: skip
-_NAMES: Final = {kind: name for name, kind in _NUMPY.items()}
+NAMES: Final = {kind: name for name, kind in NUMPY.items()}
 
 
 @dataclass
@@ -92,13 +91,13 @@ class NumpyCodec:
             flat = np.empty(len(request_input.data), dtype=object)
             flat[:] = request_input.data
             return flat.reshape(request_input.shape)
-        return np.asarray(request_input.data, _NUMPY[request_input.datatype]).reshape(request_input.shape)
+        return np.asarray(request_input.data, NUMPY[request_input.datatype]).reshape(request_input.shape)
 
     @staticmethod
     def encode_output(name: str, payload: np.ndarray[Any, Any], **_: Any) -> ResponseOutput:
         if payload.dtype.kind in "OUS":
             return ResponseOutput(name, list(payload.shape), "BYTES", payload.reshape(-1).tolist())
-        return ResponseOutput(name, list(payload.shape), _NAMES[payload.dtype], payload.reshape(-1).tolist())
+        return ResponseOutput(name, list(payload.shape), NAMES[payload.dtype], payload.reshape(-1).tolist())
 
     decode = decode_input
     encode = encode_output
@@ -186,14 +185,12 @@ def get_model_uri(settings: Any, **_: Any) -> Any:
 
 def install() -> None:
     """Make `import mlserver...` work, unless MLServer is there."""
-    if "mlserver" in sys.modules or importlib.util.find_spec("mlserver") is not None:
-        return
     messages = {
         each.__name__: each
         for each in (Parameters, RequestInput, RequestOutput, ResponseOutput, InferenceRequest, InferenceResponse)
     }
     codecs = {each.__name__: each for each in (NumpyCodec, StringCodec, NumpyRequestCodec)}
-    offered: dict[str, dict[str, Any]] = {
+    modules: dict[str, dict[str, Any]] = {
         "mlserver": {"MLModel": MLModel, "ModelSettings": ModelSettings},
         "mlserver.model": {"MLModel": MLModel},
         "mlserver.settings": {"ModelSettings": ModelSettings},
@@ -202,12 +199,4 @@ def install() -> None:
         "mlserver.utils": {"get_model_uri": get_model_uri},
         "mlserver.errors": {"MLServerError": RuntimeError, "InferenceError": RuntimeError},
     }
-    for name, contents in offered.items():
-        module = ModuleType(name)
-        module.__path__ = []
-        vars(module).update(contents)
-        sys.modules[name] = module
-        parent, _, child = name.rpartition(".")
-        if parent:
-            setattr(sys.modules[parent], child, module)
-    vars(sys.modules["mlserver"])["types"] = sys.modules["mlserver.types"]
+    offer(modules)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+from conch.adopt.shim import offer
 
 _LOG = logging.getLogger("ts")
 
@@ -163,9 +163,7 @@ def list_classes_from_module(module: Any, parent_class: type | None = None) -> l
 
 def install() -> None:
     """Make `import ts...` work, unless TorchServe is there."""
-    if "ts" in sys.modules or importlib.util.find_spec("ts") is not None:
-        return
-    offered: dict[str, dict[str, Any]] = {
+    modules: dict[str, dict[str, Any]] = {
         "ts": {},
         "ts.context": {"Context": Context},
         "ts.torch_handler": {},
@@ -173,11 +171,4 @@ def install() -> None:
         "ts.utils": {},
         "ts.utils.util": {"list_classes_from_module": list_classes_from_module},
     }
-    for name, contents in offered.items():
-        module = ModuleType(name)
-        module.__path__ = []
-        vars(module).update(contents)
-        sys.modules[name] = module
-        parent, _, child = name.rpartition(".")
-        if parent:
-            setattr(sys.modules[parent], child, module)
+    offer(modules)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from conch.adopt import single
-from conch.adopt.api import AdoptError, Entry
+from conch.adopt.api import AdoptError, Entry, said
 from conch.adopt.functions import read_functions
 from conch.adopt.mlserver import read_settings_files
 from conch.adopt.recognise import lone, recognise
@@ -48,12 +48,12 @@ def read_target(path: Path, name: str = "") -> list[Entry] | None:
         read = _READERS.get(kind)
         entries = read(path, name) if read is not None else [single.read_file(path, kind, name)]
     except OSError as error:
-        raise AdoptError(f"{error.filename or path}: {error.strerror}") from error
+        raise AdoptError(said(error, path)) from error
     except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
         # Other servers' files hold whatever somebody wrote into them.
-        said = "it is nested too deeply" if isinstance(error, RecursionError) else f"{type(error).__name__}: {error}"
+        text = "it is nested too deeply" if isinstance(error, RecursionError) else f"{type(error).__name__}: {error}"
         raise AdoptError(
-            f"{path}: a value in it is not what is expected there: {said:.300}", "see what its own server says of it"
+            f"{path}: a value in it is not what is expected there: {text:.300}", "see what its own server says of it"
         ) from error
     if not entries:
         raise AdoptError(f"{path}: there is no model in it")

@@ -17,15 +17,16 @@ class TextError(Exception):
 def parse_fields(text: str) -> dict[str, list[Any]]:
     """Each field's values in order: str for strings, numbers and names, dict for messages. Raises TextError."""
     tokens: list[tuple[str, str, int]] = []
-    position = 0
+    position, line = 0, 1
     while position < len(text):
         found = _TOKEN.match(text, position)
         if found is None:
-            raise TextError(f"line {text.count(chr(10), 0, position) + 1}: {text[position]!r} means nothing here")
+            raise TextError(f"line {line}: {text[position]!r} means nothing here")
         if found.lastgroup:
-            tokens.append((found.lastgroup, found[0], text.count("\n", 0, position) + 1))
+            tokens.append((found.lastgroup, found[0], line))
         position = found.end()
-    tokens.append(("mark", "", text.count("\n") + 1))
+        line += found[0].count("\n")
+    tokens.append(("mark", "", line))
     fields, end = _message(tokens, 0, "")
     assert end == len(tokens)
     return fields

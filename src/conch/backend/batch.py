@@ -76,6 +76,9 @@ class Batch:
         except InferError as error:
             self.fail(error)
             return
+        except Exception as error:  # noqa: BLE001  memory may run out, and the instance's thread must go on
+            self.fail(internal(f"the outputs of model '{self.spec.name}' cannot be shared out: {error!r}"))
+            return
         for index, request in enumerate(self.requests):
             tensors = [column[index] for column in columns]
             wanted = request.form.outputs

@@ -16,6 +16,8 @@ from conch.types.error import InferError, invalid
 
 #: Triton's default for models that can batch and whose config does not say how far.
 DEFAULT_MAX_BATCH_SIZE: Final = 4
+#: Of a batch size: a config holds 32 bits.
+_MOST_DIGITS: Final = 9
 
 
 class Known(Protocol):
@@ -57,7 +59,7 @@ def complete_config(config: ModelConfig, signature: Signature, max_batch_size: i
 def default_max_batch_size(backend: str, settings: Mapping[str, str], otherwise: int = DEFAULT_MAX_BATCH_SIZE) -> int:
     """`--backend-config=<backend>,default-max-batch-size=<n>`. Raises InferError unless it is a number >= 0."""
     text = settings.get("default-max-batch-size", str(otherwise))
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > _MOST_DIGITS:
         raise invalid(
             f"backend setting 'default-max-batch-size' is '{text}', expected a whole number >= 0",
             f"--backend-config={backend},default-max-batch-size={otherwise}",

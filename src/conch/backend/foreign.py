@@ -63,7 +63,11 @@ class ForeignBackend:
     def on_gpus(self) -> bool:
         """See `backend.api.Accelerated`: a package's backend may say so, and need not."""
         able = getattr(self._inner, "on_gpus", None)
-        return callable(able) and bool(able())
+        try:
+            return callable(able) and bool(able())
+        except Exception:  # noqa: BLE001  foreign code
+            _LOG.exception("'on_gpus' of %s failed, its models go to the CPU", self._about)
+            return False
 
     def complete(self, config: ModelConfig, files: ModelFiles, host: Host) -> None:
         self._inner.complete(config, files, host)
@@ -113,7 +117,11 @@ class HousedForeignModel(ForeignModel):
 
     def processes(self) -> Sequence[int]:
         assert isinstance(self._inner, Housed)
-        return self._inner.processes()
+        try:
+            return [int(each) for each in self._inner.processes()]
+        except Exception:  # noqa: BLE001  foreign code, asked by threads that serve all models
+            _LOG.exception("'processes' of %s failed", self._about)
+            return ()
 
 
 class _Once:
@@ -247,4 +255,8 @@ class GuardedStreaming(GuardedLoop):
         self._streaming = inner
 
     def open(self) -> int:
-        return self._streaming.open()
+        try:
+            return int(self._streaming.open())
+        except Exception:  # noqa: BLE001  foreign code, asked by who drains and counts
+            _LOG.exception("'open' of %s failed", self._about)
+            return 0

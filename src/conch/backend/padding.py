@@ -25,6 +25,8 @@ from conch.types.tensor import Buffer, Tensor
 
 #: Forms of padded requests that are remembered.
 _MAX_FORMS: Final = 1024
+#: And of them, by one form of a client's: it meets as many sizes as it has neighbours of other lengths.
+_MAX_SIZES: Final = 64
 #: What a padded request takes over from its original, whatever fields requests may get.
 _CARRIED: Final = tuple(sorted({*InferRequest.__slots__} - {"cancelled", "data", "form", "sink"}))
 #: The upper half of an FP32's 1.0.
@@ -210,6 +212,8 @@ class Padder:
                 self._generation = max(form.generation, self._generation)
                 self._forms.clear()
             made = self._forms[key] = _reshaped(form, self._spec, plan, shapes)
+        if len(plan.forms) >= _MAX_SIZES:
+            plan.forms.clear()
         plan.forms[targets] = made
         return made
 

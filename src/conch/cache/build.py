@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Protocol
@@ -12,6 +13,8 @@ from conch.cache.scheduler import CachedScheduler, Inner, Line, Post
 from conch.observe.stats import ModelStats
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.model import ModelSpec
+
+_log = logging.getLogger("conch.cache")
 
 
 class Identity(Protocol):
@@ -38,7 +41,12 @@ class Remember:
 
     def __call__(
         self, inner: Inner, spec: ModelSpec, config: ModelConfig, stats: ModelStats, key: Identity, /
-    ) -> CachedScheduler:
+    ) -> Inner:
+        """`inner` itself where its answers must not be remembered: ensembles are as their members are."""
+        reason = _unfit(inner, spec)
+        if reason:
+            _log.warning("ensemble '%s': 'response_cache' has no effect, %s", spec.name, reason)
+            return inner
         identity = [key.directory.encode("utf-8", "surrogatepass"), key.config, key.shared.encode(), key.files.encode()]
         ensemble = config.HasField("ensemble_scheduling")
         if ensemble:
@@ -54,3 +62,11 @@ class Remember:
             spec.name,
             line=self._line() if config.dynamic_batching.preserve_ordering else None,
         )
+
+
+def _unfit(inner: Inner, spec: ModelSpec) -> str:
+    """Why nothing may be remembered; empty where it may. Models of these kinds are refused by the config's rules."""
+    if spec.decoupled:
+        return "one of its models may answer a request more than once"
+    # See `schedule.api.Sequential`.
+    return "one of its models keeps sequences" if getattr(inner, "sequential", False) else ""

@@ -67,6 +67,7 @@ def _tensor(name: Any, datatype: Any, shape: Any, data: bytes) -> Tensor:
     kind = BY_NAME[datatype]
     if not isinstance(name, str):
         raise TypeError("a name is a text")
+    _check_text(name)
     count = 1
     for size in shape:
         count *= _natural(size)
@@ -81,10 +82,21 @@ def _parameters(value: Any) -> dict[str, bool | int | float | str] | None:
         return None
     if not isinstance(value, dict) or not all(isinstance(each, bool | int | float | str) for each in value.values()):
         raise TypeError("parameters are names and plain values")
+    for name, each in value.items():
+        _check_text(name)
+        if isinstance(each, str):
+            _check_text(each)
+        elif type(each) is int and not -(2**63) <= each < 2**64:
+            raise ValueError("no protocol has numbers that large")
     return value
 
 
 def _natural(value: Any) -> int:
-    if type(value) is not int or value < 0:
+    if type(value) is not int or not 0 <= value < 2**63:
         raise ValueError("a size is a natural number")
     return value
+
+
+def _check_text(text: str) -> None:
+    """Raises ValueError for what cannot be sent: JSON may hold halves of surrogate pairs."""
+    text.encode()

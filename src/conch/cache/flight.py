@@ -24,7 +24,7 @@ class Flight:
     is full), the next one leads.
     """
 
-    __slots__ = ("_owner", "_private", "_sink", "followers", "key", "looked_ns", "together")
+    __slots__ = ("_owner", "_private", "_sink", "fallen", "followers", "key", "looked_ns", "together")
 
     def __init__(self, owner: CachedScheduler, key: bytes, together: object) -> None:
         self._owner = owner
@@ -38,6 +38,8 @@ class Flight:
         self.looked_ns = 0
         #: In the order in which they came; guarded by the owner's lock.
         self.followers: dict[InferRequest, None] = {}
+        #: Leaders that could not be answered and have no successor yet; guarded by the owner's lock.
+        self.fallen = 0
 
     def lead(self, request: InferRequest) -> None:
         """Execute this request for all. Raises InferError, and the request is the caller's again."""

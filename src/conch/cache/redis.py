@@ -106,6 +106,11 @@ class RedisCache:
         with self._lock:
             self._closed = True
         self._threads.shutdown(wait=True, cancel_futures=True)
+        # Those whose turn has not come are told like all others.
+        left = [(each, None) for each in self._asked]
+        self._asked.clear()
+        with contextlib.suppress(RuntimeError):
+            self._post(functools.partial(_tell, left))
         with contextlib.suppress(Exception):
             self._client.close()
 

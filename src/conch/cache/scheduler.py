@@ -234,21 +234,34 @@ class CachedScheduler:
 
     def next(self, flight: Flight) -> None:
         """Nothing came of the flight: the one who has waited longest leads it."""
-        while True:
-            with self._lock:
-                request = next(iter(flight.followers), None)
-                if request is None:
-                    self._flights.pop(flight.together, None)
-                    return
-                del flight.followers[request], self._waiting[request]
-                self._asking += 1
+        with self._lock:
+            flight.fallen += 1
+            if flight.fallen > 1:
+                # Who is at it goes on with this one: leaders that are refused at once do not pile up on the stack.
+                return
+        while (request := self._heir(flight)) is not None:
             try:
                 flight.lead(request)
-                return
             except InferError as error:
                 request.sink.fail(request, error)
+                continue
             finally:
                 self._settle((request,))
+            with self._lock:
+                flight.fallen -= 1
+                if not flight.fallen:
+                    return
+
+    def _heir(self, flight: Flight) -> InferRequest | None:
+        """Who leads the flight now; None: nobody is left, and the flight is over."""
+        with self._lock:
+            request = next(iter(flight.followers), None)
+            if request is None:
+                self._flights.pop(flight.together, None)
+            else:
+                del flight.followers[request], self._waiting[request]
+                self._asking += 1
+            return request
 
     # --- the rest ---
 
@@ -304,10 +317,13 @@ class CachedScheduler:
         """On the loop: a request that nobody waits for stops waiting, unless its answer has come meanwhile."""
         with self._lock:
             flight = self._waiting.pop(request, None)
-            if flight is None:
-                return
-            del flight.followers[request]
-            self._asking += 1
+            if flight is not None:
+                del flight.followers[request]
+                self._asking += 1
+        if flight is None:
+            # It has come to lead meanwhile, or has its answer.
+            self._inner.withdraw(request)
+            return
         request.sink.fail(request, InferError(Code.CANCELLED, ""))
         self._stats.failed((request,), Reason.CANCELED, self._clock())
         self._settle((request,))

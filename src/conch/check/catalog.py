@@ -61,6 +61,7 @@ RULES: Final[dict[str, Rule]] = {
     "ensemble-has-no-backend": Rule(_E, "an ensemble runs other models and nothing itself", "backend"),
     "platform-suits-backend": Rule(_E, "platform is the older name of a backend; both must mean the same", "platform"),
     "batch-size-is-not-negative": Rule(_E, "0 stands for a model that does not batch", "max_batch_size"),
+    "model-file-stays-inside": Rule(_E, "a model's config shall not read files of others", "default_model_filename"),
     "preferred-sizes-fit": Rule(_E, "no batch can be larger than max_batch_size",
                                 "dynamic_batching.preferred_batch_size"),
     "default-level-is-a-level": Rule(_E, "requests without a priority need one",

@@ -37,11 +37,12 @@ def check(repositories: Sequence[Path], options: Options, only: Sequence[str] = 
         names = LocalStore([repository]).names()
         everything += [(name, repository) for name in names]
     subjects = {(path, name): _alone(name, path / name, options) for name, path in everything}
-    by_name = {name: subject for (_, name), subject in subjects.items()}
-    graph.check_ensembles(by_name)
-    for repository in dict.fromkeys(path for _, path in everything):
-        inside = [subject for (path, _), subject in subjects.items() if path == repository]
-        report.findings += memory.check_memory(inside, repository, options)
+    inside: dict[Path, dict[str, Subject]] = {}
+    for (path, name), subject in subjects.items():
+        inside.setdefault(path, {})[name] = subject
+    graph.check_ensembles(list(inside.values()))
+    for repository, held in inside.items():
+        report.findings += memory.check_memory(held.values(), repository, options)
     if not options.namespacing:
         report.findings += layout.duplicates(everything)
     told = [subject for subject in subjects.values() if not only or subject.name in only]

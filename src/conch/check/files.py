@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from conch.backend.find import BACKENDS
 from conch.check.finding import Change, MakeFolder, Move
-from conch.check.layout import MODEL_FILES, contents, is_model
+from conch.check.layout import MODEL_FILES, contents, is_file, is_model
 from conch.check.locate import entry_named
 from conch.check.outline import Field
 from conch.check.subject import Subject
@@ -49,14 +49,16 @@ def model_files_are_there(subject: Subject) -> None:
     if config is None or subject.ensemble or config.backend not in BACKENDS or not config.default_model_filename:
         return
     name = config.default_model_filename
+    if any(each.rule == "model-file-stays-inside" for each in subject.findings):
+        return
     for version in subject.served:
         folder = subject.version_folder(version)
         path = folder / name
-        if path.is_dir() and (path / "model.onnx").is_file():
+        if is_file(path / "model.onnx"):
             path = path / "model.onnx"
-        if path.is_file():
+        if is_file(path):
             _is_complete(subject, path)
-        elif not path.is_dir():
+        elif not _is_folder(path):
             _missing(subject, folder, name)
 
 
@@ -66,7 +68,7 @@ def named_files_are_there(subject: Subject) -> None:
     if config is None:
         return
     for output in config.output:
-        if output.label_filename and not (subject.directory / output.label_filename).is_file():
+        if output.label_filename and not is_file(subject.directory / output.label_filename):
             entry = entry_named(subject.root, "output", output.name)
             at = entry.first("label_filename") if entry is not None else None
             name = output.label_filename
@@ -75,14 +77,14 @@ def named_files_are_there(subject: Subject) -> None:
     for sample in config.model_warmup:
         for key, given in sorted(sample.inputs.items()):
             name = given.input_data_file
-            if name and not (subject.directory / WARMUP / name).is_file():
+            if name and not is_file(subject.directory / WARMUP / name):
                 what = f"'{name}', the data of input '{key}' in warm-up '{sample.name}', is not in the folder {WARMUP}"
                 at = _scalar_of(subject.root, "input_data_file", name)
                 _absent(subject, "warmup-file-is-there", what, subject.directory / WARMUP, name, at)
     for state in config.sequence_batching.state:
         for initial in state.initial_state:
             name = initial.data_file
-            if name and not (subject.directory / _STATES / name).is_file():
+            if name and not is_file(subject.directory / _STATES / name):
                 what = f"'{name}', the initial state of '{state.input_name}', is not in the folder {_STATES}"
                 at = _scalar_of(subject.root, "data_file", name)
                 _absent(subject, "initial-state-file-is-there", what, subject.directory / _STATES, name, at)
@@ -111,9 +113,10 @@ def _absent(subject: Subject, rule: str, what: str, home: Path, name: str, at: F
     folders = [subject.directory, home, *[subject.version_folder(number) for number in subject.versions]]
     changes: Sequence[Change] = ()
     summary = ""
-    hint = f"put the file there: {home / name}"
+    inside = not name.startswith("/") and ".." not in PurePosixPath(name).parts
+    hint = f"put the file there: {home / name}" if inside else f"put the file into {home} and write its name alone"
     for folder in folders:
-        if (folder / base).is_file() and ".." not in PurePosixPath(name).parts:
+        if inside and is_file(folder / base):
             shown = (folder / base).relative_to(subject.directory)
             target = home / name
             summary = f"move {shown} to {target.relative_to(subject.directory)}"
@@ -151,7 +154,7 @@ def _missing(subject: Subject, folder: Path, name: str) -> None:
         else:
             summary = f"write default_model_filename: {quoted(found)}"
             changes = list(subject.writer.scalar(subject.root, "default_model_filename", quoted(found)))
-    elif above.is_file():
+    elif is_file(above):
         hint = f"{name} lies beside the config: move it into the version folder"
         summary, changes = f"move {name} to {folder.name}/{name}", [Move(above, folder / name)]
     elif files:
@@ -176,6 +179,13 @@ def _is_complete(subject: Subject, path: Path) -> None:
             "fetch the content: git lfs pull",
             at=path,
         )
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def _scalar_of(root: Field, name: str, text: str) -> Field | None:

@@ -72,46 +72,64 @@ def choose(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def carry_out(findings: Sequence[Finding], *, dry_run: bool = False) -> tuple[list[Done], list[str]]:
-    """Edits first, while the files are where the findings saw them."""
-    done: list[Done] = []
+    """Edits first, while the files are where the findings saw them. What cannot be changed stays as it is, and the
+    fixes that it belongs to are not done."""
     diffs: list[str] = []
     texts: dict[Path, list[Edit]] = {}
-    others: list[Change] = []
-    for finding in findings:
-        assert finding.fix is not None
-        for change in finding.fix.changes:
-            if isinstance(change, Edit):
-                texts.setdefault(change.path, []).append(change)
-            else:
-                others.append(change)
-        done.append(Done(finding, finding.fix.summary))
+    failed: set[Change] = set()
+    changes = [change for finding in findings if finding.fix is not None for change in finding.fix.changes]
+    for change in changes:
+        if isinstance(change, Edit):
+            texts.setdefault(change.path, []).append(change)
     for path, edits in texts.items():
-        before = path.read_bytes().decode()
-        after = edited(before, edits)
-        diffs.append(_diff(path, before, after))
-        if not dry_run:
-            path.write_bytes(after.encode())
-    for change in others:
-        line = _move(change, dry_run=dry_run)
+        try:
+            before = path.read_bytes().decode()
+            after = edited(before, edits)
+            if not dry_run:
+                path.write_bytes(after.encode())
+            diffs.append(_diff(path, before, after))
+        except OSError as error:
+            diffs.append(f"not written: {path}: {error.strerror}")
+            failed.update(edits)
+    for change in changes:
+        if isinstance(change, Edit):
+            continue
+        try:
+            line = _move(change, dry_run=dry_run)
+        except OSError as error:
+            line = _undone(change, error)
+            failed.add(change)
         if line:
             diffs.append(line)
+    done = [
+        Done(finding, finding.fix.summary)
+        for finding in findings
+        if finding.fix is not None and failed.isdisjoint(finding.fix.changes)
+    ]
     return done, diffs
 
 
-def _move(change: Change, *, dry_run: bool) -> str:
-    """What was done, in words; empty when there was nothing to do."""
+def _move(change: MakeFolder | Move, *, dry_run: bool) -> str:
+    """What was done, in words; empty when there was nothing to do. Raises OSError."""
     if isinstance(change, MakeFolder):
         if change.path.is_dir():
             return ""
         if not dry_run:
             change.path.mkdir(parents=True)
         return f"make folder {change.path}"
-    assert isinstance(change, Move)
     if change.target.exists() and not _same(change.source, change.target):
-        return f"not renamed: {change.target} exists"
+        raise FileExistsError
     if not dry_run:
         change.source.rename(change.target)
     return f"rename {change.source} -> {change.target}"
+
+
+def _undone(change: MakeFolder | Move, error: OSError) -> str:
+    if isinstance(change, MakeFolder):
+        return f"not made: {change.path}: {error.strerror}"
+    if isinstance(error, FileExistsError):
+        return f"not renamed: {change.target} exists"
+    return f"not renamed: {change.source}: {error.strerror}"
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -17,38 +17,43 @@ from conch.types.error import InferError
 Subjects = Mapping[str, Subject]
 
 
-def check_ensembles(subjects: Subjects) -> None:
-    for subject in subjects.values():
+def check_ensembles(repositories: Sequence[Subjects]) -> None:
+    """Each ensemble beside the models of its own repository, and beside those of the others where that has none of the
+    name."""
+    everything = {name: subject for each in repositories for name, subject in each.items()}
+    beside = [(subject, {**everything, **own}) for own in repositories for subject in own.values()]
+    for subject, subjects in beside:
         config = subject.config
-        if config is None or not config.HasField("ensemble_scheduling"):
-            continue
-        circle = _circle(subject.name, subjects)
-        if circle:
-            subject.find("ensemble-has-no-circle", f"the ensemble needs itself: {' -> '.join(circle)}",
-                         "take one of the steps out", at=_model_name(subject, circle[1]))  # fmt: skip
-            continue
-        members = [
-            _member(subject, index, step, subjects) for index, step in enumerate(config.ensemble_scheduling.step)
-        ]
-        before = len(subject.findings)
-        for index, (step, member) in enumerate(zip(config.ensemble_scheduling.step, members, strict=True)):
-            if member is not None:
-                _step(subject, config, index, step, member)
-        whole = [each.config for each in members if each is not None and each.complete and each.config is not None]
-        if len(subject.findings) == before and len(whole) == len(members) and not subject.failed:
-            try:
-                check_members(config, whole)
-            except InferError as error:
-                subject.find(_rule_of(error), error.message, error.hint, at=_tensor_place(subject, error))
-    _spread(subjects)
+        if config is not None and config.HasField("ensemble_scheduling"):
+            _ensemble(subject, config, subjects)
+    _spread(beside)
 
 
-def _spread(subjects: Subjects) -> None:
+def _ensemble(subject: Subject, config: ModelConfig, subjects: Subjects) -> None:
+    circle = _circle(subject.name, subjects)
+    if circle:
+        subject.find("ensemble-has-no-circle", f"the ensemble needs itself: {' -> '.join(circle)}",
+                     "take one of the steps out", at=_model_name(subject, circle[1]))  # fmt: skip
+        return
+    members = [_member(subject, index, step, subjects) for index, step in enumerate(config.ensemble_scheduling.step)]
+    before = len(subject.findings)
+    for index, (step, member) in enumerate(zip(config.ensemble_scheduling.step, members, strict=True)):
+        if member is not None:
+            _step(subject, config, index, step, member)
+    whole = [each.config for each in members if each is not None and each.complete and each.config is not None]
+    if len(subject.findings) == before and len(whole) == len(members) and not subject.failed:
+        try:
+            check_members(config, whole)
+        except InferError as error:
+            subject.find(_rule_of(error), error.message, error.hint, at=_tensor_place(subject, error))
+
+
+def _spread(beside: Sequence[tuple[Subject, Subjects]]) -> None:
     """An ensemble whose model does not load does not load either; nor do the ensembles over it."""
     changed = True
     while changed:
         changed = False
-        for subject in subjects.values():
+        for subject, subjects in beside:
             for index, step in enumerate(subject.config.ensemble_scheduling.step if subject.config is not None else ()):
                 member = subjects.get(step.model_name)
                 if subject.failed or member is None or not member.failed:

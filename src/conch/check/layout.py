@@ -52,8 +52,16 @@ def is_model(path: Path) -> bool:
     if path.suffix.lower() != ".py":
         return path.suffix.lower() in MODEL_FILES
     try:
-        return path.name == MODEL_FILES[".py"] or b"TritonPythonModel" in path.read_bytes()
+        return path.name == MODEL_FILES[".py"] or (path.is_file() and b"TritonPythonModel" in path.read_bytes())
     except OSError:
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Also of a path that no file can have, such as one that is too long."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
         return False
 
 

@@ -20,7 +20,8 @@ def read_files(subject: Subject) -> None:
     for version in subject.served:
         try:
             path = find_model(subject.version_folder(version), config.default_model_filename, config.name)
-        except InferError:
+        except (InferError, OSError):
+            # It is not there, or has a name that no file can have: that is told already.
             continue
         if any(each.place.path == path for each in subject.findings):
             continue

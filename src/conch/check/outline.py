@@ -19,6 +19,8 @@ _TOKEN: Final = re.compile(
 )
 _OPEN: Final = {"{": "}", "<": ">"}
 _DEEPEST: Final = 60
+#: No 64-bit number has more digits.
+_NUMBER: Final = re.compile(r"-?(?:0[xX][0-9a-fA-F]{1,16}|0[0-7]{0,22}|[1-9][0-9]{0,19})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,15 @@ class Field:
         for name in path:
             here = next(iter(here.all(name)), None) if here is not None else None
         return here
+
+    @property
+    def number(self) -> int | None:
+        """A whole number, as protobuf writes them: decimal, 0x... or 0...; None for anything else."""
+        if not _NUMBER.fullmatch(self.text):
+            return None
+        sign, digits = (-1, self.text[1:]) if self.text.startswith("-") else (1, self.text)
+        base = 16 if digits[:2] in {"0x", "0X"} else 8 if digits[:1] == "0" else 10
+        return sign * int(digits, base)
 
     def scalar(self, name: str) -> str:
         found = self.first(name)

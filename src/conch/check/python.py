@@ -12,6 +12,7 @@ from conch.backend.api import Host, ModelFiles
 from conch.backend.python.environment import PATH
 from conch.check.environments import environment_is_sound, has_environment
 from conch.check.finding import Place, Severity
+from conch.check.layout import is_file
 from conch.check.locate import locate
 from conch.check.subject import Subject
 from conch.config.normalize import normalize
@@ -31,7 +32,7 @@ def read_models(subject: Subject) -> None:
     dynamic = False
     for version in subject.served:
         path = subject.version_folder(version) / (config.default_model_filename or "model.py")
-        if path.is_file() and path.suffix == ".py":
+        if is_file(path) and path.suffix == ".py":
             dynamic |= _model(subject, path)
     _completed(subject, dynamic)
 
@@ -87,9 +88,10 @@ def _model(subject: Subject, path: Path) -> bool:
     """Whether the class has auto_complete_config."""
     try:
         tree = ast.parse(path.read_bytes(), filename=str(path))
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line, column = (getattr(error, "lineno", 0) or 0), (getattr(error, "offset", 0) or 0)
-        said = error.msg if isinstance(error, SyntaxError) else str(error)
+        deep = isinstance(error, RecursionError | MemoryError)
+        said = "it is nested too deeply" if deep else error.msg if isinstance(error, SyntaxError) else str(error)
         other = has_environment(subject)
         subject.find(
             "python-file-compiles",

@@ -77,7 +77,8 @@ def _sizes(subject: Subject, *path: str) -> Remedy:
     largest = subject.config.max_batch_size
     if home is None:
         return None
-    kept = [int(each.text) for each in home.all("preferred_batch_size") if 0 < int(each.text) <= largest]
+    sizes = [each.number for each in home.all("preferred_batch_size")]
+    kept = [size for size in sizes if size is not None and 0 < size <= largest]
     if kept:
         return f"prefer only {kept}", subject.writer.numbers(home, "preferred_batch_size", kept)
     first = home.first("preferred_batch_size")
@@ -147,7 +148,7 @@ def _sound_tensor(subject: Subject, error: InferError) -> Remedy:
     edits = []
     for entry in [*subject.root.all("input"), *subject.root.all("output")]:
         if f"'{entry.scalar('name')}'" in error.message:
-            dims = [int(each.text) for each in entry.all("dims")]
+            dims = [each.number or -1 for each in entry.all("dims")]
             edits += subject.writer.numbers(entry, "dims", [dim if dim >= 1 else -1 for dim in dims])
             break
     return ("write -1 for sizes that vary", edits) if edits else None

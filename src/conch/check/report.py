@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
-
-import msgspec
 
 from conch.check.catalog import rule
 from conch.check.engine import Report
@@ -29,7 +28,7 @@ def as_text(report: Report, done: Sequence[Done], diffs: Sequence[str], *, fixed
         ]
         parts.append("\n".join(lines))
     parts.append(summary(report, fixed=fixed))
-    return "\n\n".join(parts)
+    return _printable("\n\n".join(parts))
 
 
 def as_json(report: Report, done: Sequence[Done], diffs: Sequence[str]) -> str:
@@ -43,7 +42,8 @@ def as_json(report: Report, done: Sequence[Done], diffs: Sequence[str]) -> str:
         "fixed": [{"rule": each.finding.rule, "model": each.finding.model, "summary": each.summary} for each in done],
         "diffs": list(diffs),
     }
-    return msgspec.json.format(msgspec.json.encode(content), indent=2).decode()
+    # A name that is no UTF-8 becomes an escape of JSON.
+    return _printable(json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def as_github(report: Report) -> str:
@@ -56,7 +56,12 @@ def as_github(report: Report) -> str:
             place += f",line={each.place.line},col={each.place.column}"
         text = each.message + (f"\n{each.hint}" if each.hint else "")
         lines.append(f"::{kind} {place},title={_property(each.rule)}::{_escaped(text)}")
-    return "\n".join([*lines, summary(report, fixed=False)])
+    return _printable("\n".join([*lines, summary(report, fixed=False)]))
+
+
+def _printable(text: str) -> str:
+    """With escapes for the bytes of files' names that are no UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def summary(report: Report, *, fixed: bool) -> str:

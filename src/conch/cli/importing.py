@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from conch.adopt.api import AdoptError, Entry
+from conch.adopt.api import AdoptError, Entry, said
 from conch.adopt.functions import with_neighbours
 from conch.adopt.lay import lay
 from conch.adopt.targets import read_target
@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"conch import: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"conch import: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"conch import: {said(error)}", file=sys.stderr)
         return 1
     for entry, folder in zip(entries, folders, strict=True):
         print(report(entry, folder))

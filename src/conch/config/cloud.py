@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import unquote
 
 from conch.config.repository_url import RepositoryUrl
 from conch.types.error import InferError, internal, not_found
@@ -39,6 +42,8 @@ _FIELDS: Final[dict[str, dict[str, str]]] = {
     },
 }
 _SECRET: Final = frozenset({"secret_key", "session_token", "account_key", "connection_string", "sas_token"})
+#: Of a connection string, or of a signature.
+_SECRET_PARTS: Final = frozenset({"accountkey", "sharedaccesssignature", "sig"})
 #: 50 GiB: some models of the usual sizes in a few versions.
 DEFAULT_CACHE_BYTES: Final = 50 * 2**30
 
@@ -53,8 +58,13 @@ class Credential:
         return self.fields.get(name, "")
 
     def secrets(self) -> list[str]:
-        """Texts that no log may hold."""
-        return [value for name, value in self.fields.items() if name in _SECRET and value]
+        """Texts that no log may hold: also the parts of those that are made of some, as written and as it is meant."""
+        found = [value for name, value in self.fields.items() if name in _SECRET and value]
+        for value in (self.get("connection_string"), self.get("sas_token")):
+            parts = [part.partition("=") for part in re.split("[;&?]", value)]
+            found += [worth for name, _, worth in parts if name.lower() in _SECRET_PARTS and worth]
+        found += [unquote(each) for each in found]
+        return list(dict.fromkeys(found))
 
 
 #: Asked at each new connection: credentials may be renewed while the server runs. Raises InferError.
@@ -116,12 +126,15 @@ def mount_directory(scheme: str, environ: Mapping[str, str] = os.environ) -> Pat
 
 
 def default_cache(environ: Mapping[str, str] = os.environ) -> Path:
-    """By the XDG rules; below the system's temporary folder where there is no home."""
+    """By the XDG rules; in the system's temporary folder, a folder for each user, where there is no home."""
     base = environ.get("XDG_CACHE_HOME", "")
     if base.startswith("/"):
         return Path(base) / "conch" / "repository"
     home = environ.get("HOME", "")
-    return (Path(home) / ".cache" if home.startswith("/") else Path("/tmp")) / "conch" / "repository"  # noqa: S108
+    if home.startswith("/"):
+        return Path(home) / ".cache" / "conch" / "repository"
+    # Without a folder in between, which somebody else could have made and could put another one in place of ours.
+    return Path(tempfile.gettempdir()) / f"conch-repository-{os.getuid()}"
 
 
 def cache_directory(chosen: str, scheme: str, environ: Mapping[str, str] = os.environ) -> Path:

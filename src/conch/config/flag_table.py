@@ -195,7 +195,9 @@ _ROWS: Final = (
     ("metrics", "metrics-interval-ms", _F, values.milliseconds,
      "Milliseconds between readings of polled metrics. Default is 2000.", "metrics.interval_ms"),
     ("metrics", "metrics-config", "<<string>=<string>>", values.metrics_setting,
-     "A setting of metrics. May be given several times."),
+     ("A setting of latencies in metrics: counter_latencies, histogram_latencies or summary_latencies (true or false), "
+     "summary_quantiles (<quantile>:<error>, with commas between several). May be given several times."),
+     "metrics.config"),
     ("trace", "trace-config", "<<string>,<string>=<string>>", values.trace_setting,
      "A setting of tracing, of one mode or of all. May be given several times.", "trace.config"),
     ("backend", "backend-directory", _S, _TEXT,

@@ -47,8 +47,9 @@ def pattern(value: str) -> str:
     """A regular expression."""
     try:
         re.compile(value)
-    except re.error as error:
-        raise FlagValueError(f"'{value}' is not a regular expression: {error}") from None
+    except (re.error, OverflowError, RecursionError) as error:
+        shown = value if len(value) <= 100 else f"{value[:100]}..."
+        raise FlagValueError(f"'{shown}' is not a regular expression: {error}") from None
     return value
 
 
@@ -193,7 +194,8 @@ def cores(value: str) -> frozenset[int]:
             raise FlagValueError(
                 f"host policy setting 'cpu-cores' format is '<lower_cpu_core_id>-<upper_cpu_core_id>'. Got {part}"
             )
-        first, last = int(low[:9]), int((high or low)[:9])
+        # Numbers of more digits are no cores, and Python refuses to read thousands.
+        first, last = (int(each.lstrip("0")[:9] or "0") for each in (low, high or low))
         if not first <= last < 65536:
             raise FlagValueError(f"host policy setting 'cpu-cores' has no cores from {first} to {last}")
         found.update(range(first, last + 1))

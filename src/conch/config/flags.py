@@ -215,7 +215,9 @@ def _options(
         exit_timeout=float(server.get("exit_timeout", ServerOptions().exit_timeout)),
         http=http,
         grpc=GrpcOptions(**groups["grpc"]),
-        metrics=MetricsOptions(**{"address": http.address, **groups.get("metrics", {})}),
+        metrics=MetricsOptions(
+            **{"address": http.address, **groups.get("metrics", {}), "config": tuple(values.get("metrics-config", ()))}
+        ),
         log=LogOptions(**groups.get("log", {})),
         memory=MemoryOptions(**groups.get("memory", {})),
         gpu=_gpu(groups.get("gpu", {}), environ),
@@ -226,7 +228,10 @@ def _options(
         rate=RateOptions(values.get("rate-limit", "off"), tuple(values.get("rate-limit-resource", ()))),
         host_policies=_policies(values.get("host-policy", ())),
         backend=_backend(values.get("backend-config", ())),
-        ignored=(*(f"--{name}" for name in FLAGS if name in values and not FLAGS[name].sets), *_idle_files(values)),
+        ignored=(
+            *(f"--{name}" for name in FLAGS if name in values and not FLAGS[name].sets),
+            *_idle(values, repositories),
+        ),
     )
 
 
@@ -244,8 +249,12 @@ def _trace(given: Mapping[str, Any], environ: Mapping[str, str]) -> TraceOptions
         raise FlagError(f'Bad option: "--trace-config{part}".\n{refused}') from None
 
 
-def _idle_files(values: Mapping[str, Any]) -> Iterator[str]:
+def _idle(values: Mapping[str, Any], repositories: Sequence[Path | RepositoryUrl]) -> Iterator[str]:
     """Flags that wait for another one: Triton ignores them without a word."""
+    if not any(isinstance(each, RepositoryUrl) for each in repositories):
+        for name in ("repository-cache", "repository-cache-size"):
+            if name in values:
+                yield f"--{name} without a repository in a cloud storage"
     if "rate-limit-resource" in values and values.get("rate-limit", "off") == "off":
         yield "--rate-limit-resource without --rate-limit=execution_count"
     if "repository-poll-secs" in values and values.get("model-control-mode") != "poll":
@@ -278,9 +287,10 @@ def _path(text: str) -> Path | RepositoryUrl:
             return parse_url(text)
         except UrlError as error:
             raise FlagError(f'Bad option: "--model-repository".\n{error}') from None
-    if not text.strip() or "\0" in text:
+    path = text.removeprefix("file://")
+    if not path.strip() or "\0" in path:
         raise FlagError(f'Bad option: "--model-repository".\nInvalid option value. Got {text!r}')
-    return Path(text.removeprefix("file://"))
+    return Path(path)
 
 
 # --- what flags must not say together ---

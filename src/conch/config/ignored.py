@@ -13,14 +13,6 @@ _TENSORRT = "tensorrt"
 _RAGGED = ("onnxruntime", "pytorch")
 
 
-def _group_sets(field: str) -> Callable[[ModelConfig], bool]:
-    """Whether any instance group has something in `field`."""
-    return lambda config: any(
-        group.HasField("rate_limiter") if field == "rate_limiter" else bool(getattr(group, field))
-        for group in config.instance_group
-    )
-
-
 #: Field -> whether a config sets it in vain. What backends refuse or warn of by themselves is not here, nor what says
 #: something about GPUs' memory alone (pinned memory), which is nothing to miss on a CPU.
 _FIELDS: Final[dict[str, Callable[[ModelConfig], bool]]] = {
@@ -45,7 +37,7 @@ _FIELDS: Final[dict[str, Callable[[ModelConfig], bool]]] = {
     "dynamic_batching.priority_queue_policy (no priority_levels)": lambda config: (
         bool(config.dynamic_batching.priority_queue_policy) and not config.dynamic_batching.priority_levels
     ),
-    "instance_group.secondary_devices": _group_sets("secondary_devices"),
+    "instance_group.secondary_devices": lambda config: any(group.secondary_devices for group in config.instance_group),
     "cc_model_filenames": lambda config: bool(config.cc_model_filenames),
     "model_operations": lambda config: config.backend != _ONNX and config.HasField("model_operations"),
     "parameters.TRITON_BATCH_STRATEGY_PATH": lambda config: "TRITON_BATCH_STRATEGY_PATH" in config.parameters,

@@ -11,13 +11,13 @@ the first request.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from conch.config.flag_values import FlagValueError
+from conch.config.said import read_json
 from conch.config.shown import is_number, shown
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.error import InferError, invalid
@@ -70,11 +70,8 @@ def memory_wish(config: ModelConfig) -> MemoryWish | None:
     """None where the config says nothing. Raises InferError (INVALID_ARG) that names the field."""
     if PARAMETER not in config.parameters:
         return None
-    try:
-        given = json.loads(config.parameters[PARAMETER].string_value)
-    except (ValueError, RecursionError) as error:
-        said = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise _bad(config, f"is no JSON: {said}", f"write {_EXAMPLE}") from None
+    text = config.parameters[PARAMETER].string_value
+    given = read_json(text, lambda what, hint: _bad(config, what, hint), f"write {_EXAMPLE}")
     if not isinstance(given, dict):
         raise _bad(config, f"is {shown(given)}, expected a JSON object", f"write {_EXAMPLE}")
     if config.HasField("ensemble_scheduling"):

@@ -16,11 +16,11 @@ padded input unless given. `mask` may be a list. Without `buckets` the longest r
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any, Final
 
+from conch.config.said import read_json
 from conch.config.shown import shown
 from conch.pb.model_config_pb2 import DataType, ModelConfig, ModelInput, ModelOutput
 from conch.types.dtype import BF16, BOOL, BY_NUMBER
@@ -57,11 +57,7 @@ class _Reader:
         self._lead = 1 if config.max_batch_size > 0 else 0
 
     def read(self, text: str) -> Padding:
-        try:
-            given = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            said = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-            raise self._bad("", f"is no JSON: {said}", f"write {_EXAMPLE}") from None
+        given = read_json(text, lambda what, hint: self._bad("", what, hint), f"write {_EXAMPLE}")
         self._keys(given, "", {"inputs", "mask", "outputs", "max_waste"})
         self._refuse_company()
         inputs = self._inputs(given.get("inputs"))

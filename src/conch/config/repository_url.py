@@ -5,11 +5,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import unquote
 
 _URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 #: As Triton's: a host counts as one when a port follows it. We let a scheme say it too.
 _S3_HOST: Final = re.compile(r"(?:(https?)://)?([^/@]+):([0-9]+)(?:/|$)|(https?)://([^/@]+)(?:/|$)")
 _AZURE_HOST: Final = re.compile(r"(https?)://([^/@]+)/([^/]+)(?:/|$)")
+#: Up to the host.
+_BEGIN: Final = re.compile(r"[^:/]*://(?:https?://)?")
+#: Letters of what stands in a query and is no secret, such as a version or `https`.
+_WORD: Final = 7
 _AZURE_SUFFIX: Final = ".blob.core.windows.net"
 
 
@@ -45,6 +50,15 @@ class RepositoryUrl:
     def bucket(self) -> str:
         return self.path.partition("/")[0]
 
+    def secrets(self) -> list[str]:
+        """Texts of the URL that no log may hold: password or token, and the query, as written and as it is meant."""
+        user = _user(self.text)
+        found = [user, user.partition(":")[2]] if shown(self.text) != self.text else []
+        # Without words as short as these an error could not be read.
+        found += [each for part in self.query.split("&") if len(each := part.partition("=")[2]) > _WORD]
+        found += [unquote(each) for each in [*found, self.query]]
+        return [each for each in dict.fromkeys([*found, self.query]) if each]
+
     @property
     def query(self) -> str:
         """Behind the question mark: a signature of Azure; empty where there is none."""
@@ -78,14 +92,20 @@ def parse_url(text: str) -> RepositoryUrl:
 
 def shown(text: str) -> str:
     """`text` without password and query, which may hold a signature."""
-    begin = re.match(r"[^:/]*://(?:https?://)?", text)
+    begin = _BEGIN.match(text)
     if begin is None:
         return text
     place, question, query = text[begin.end() :].partition("?")
     host, slash, path = place.partition("/")
     user, at, host = host.rpartition("@")
-    user = "***" if ":" in user else user
+    # Where no user is asked for, the name is a token.
+    user = "***" if ":" in user or (at and "http" in begin[0]) else user
     return f"{begin[0]}{user}{at}{host}{slash}{path}{question}{'***' if query else ''}"
+
+
+def _user(text: str) -> str:
+    begin = _BEGIN.match(text)
+    return text[begin.end() if begin else 0 :].partition("/")[0].rpartition("@")[0]
 
 
 def _s3(text: str, rest: str) -> RepositoryUrl:

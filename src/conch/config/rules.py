@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable
 from typing import Final
 
@@ -69,6 +70,17 @@ def batch_size_is_not_negative(config: ModelConfig) -> None:
         )
 
 
+def model_file_stays_inside(config: ModelConfig) -> None:
+    """Versions may share a file that lies beside them; other models and the machine have theirs for themselves."""
+    name = config.default_model_filename
+    path = posixpath.normpath(posixpath.join("version", name)) if name else ""
+    if path.startswith(("/", "../")) or path in {".", ".."} or "\0" in path:
+        raise invalid(
+            f"default_model_filename {name!r} of model '{config.name}' is outside model directory",
+            "put the file into the version folder and write its name alone",
+        )
+
+
 def cache_suits_scheduler(config: ModelConfig) -> None:
     if config.response_cache.enable and config.HasField("sequence_batching"):
         raise invalid(
@@ -106,6 +118,7 @@ MODEL_RULES: Final[tuple[Rule, ...]] = (
     ensemble_has_no_backend,
     platform_suits_backend,
     batch_size_is_not_negative,
+    model_file_stays_inside,
     *batching_rules.RULES,
     *sequence_rules.RULES,
     *ensemble_rules.RULES,

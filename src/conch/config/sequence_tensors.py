@@ -20,6 +20,8 @@ START: Final = _Control.CONTROL_SEQUENCE_START
 READY: Final = _Control.CONTROL_SEQUENCE_READY
 END: Final = _Control.CONTROL_SEQUENCE_END
 CORRID: Final = _Control.CONTROL_SEQUENCE_CORRID
+#: Bytes that one sequence may begin with: nobody means more, and each sequence has its own.
+_LARGEST: Final = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,11 @@ def _initial(name: str, state: ModelSequenceBatching.State, directory: Path) -> 
         shape = list(state.initial_state[0].dims)
     # An element of BYTES that is empty is four zero bytes.
     size = math.prod(shape) * (4 if datatype is BYTES else datatype.size)
+    if size > _LARGEST:
+        raise invalid(
+            f"state input '{state.input_name}' of model '{name}' begins with {size} bytes, more than {_LARGEST}",
+            f"its shape is {shape} and its type {datatype.config_name}",
+        )
     if not state.initial_state or state.initial_state[0].WhichOneof("state_data") != "data_file":
         return shape, bytes(size)
     folder = (directory / "initial_state").resolve()

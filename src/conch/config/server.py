@@ -135,6 +135,8 @@ class MetricsOptions:
     cpu: bool = True
     gpu: bool = True
     interval_ms: int = 2000
+    #: Settings of latencies and their values, in the order in which they were given.
+    config: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

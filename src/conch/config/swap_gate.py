@@ -6,11 +6,11 @@ It is JSON, all of it optional: `{"requests": 64, "max_bytes": 67108864, "relati
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any, Final
 
+from conch.config.said import read_json
 from conch.config.shown import is_number, shown
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.difference import Tolerance
@@ -83,11 +83,7 @@ def swap_gate_is_sound(config: ModelConfig) -> None:
 
 
 def _parse(model: str, text: str) -> dict[str, Any]:
-    try:
-        given = json.loads(text or "{}")
-    except (ValueError, RecursionError) as error:
-        said = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise _wrong(model, f"is no JSON: {said}", f"write an object, {_EXAMPLE}") from None
+    given = read_json(text or "{}", lambda what, hint: _wrong(model, what, hint), f"write an object, {_EXAMPLE}")
     if not isinstance(given, dict):
         raise _wrong(model, f"is {text[:60]}", f"write an object, {_EXAMPLE}")
     return given

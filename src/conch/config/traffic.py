@@ -15,13 +15,13 @@ All of it is optional: an arm is the latest version of the model itself with wei
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from conch.config.route import Arm, Shadow, Sticky, Target, TrafficRoute
-from conch.config.shown import cut, is_number, shown
+from conch.config.said import read_json
+from conch.config.shown import is_number, shown
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.difference import Tolerance
 from conch.types.error import InferError, invalid
@@ -73,32 +73,10 @@ def read_file(path: Path) -> Mapping[str, TrafficRoute]:
     return {_name(reader, name): reader.route(each, name, name) for name, each in given.items()}
 
 
-class _TwiceError(ValueError):
-    """JSON that says something twice leaves open what is meant."""
-
-
-def _members(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
-    members = dict(pairs)
-    if len(members) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _TwiceError(next(name for name in names if names.count(name) > 1))
-    return members
-
-
-def _no_number(word: str) -> Json:
-    raise ValueError(f"{word} is no number of JSON")
-
-
 def _parse(text: str | bytes, place: str) -> Json:
     if len(text) > MAX_TEXT:
         raise invalid(f"{place} has {len(text)} bytes, expected at most {MAX_TEXT}", f"a route is as {_EXAMPLE}")
-    try:
-        return json.loads(text, object_pairs_hook=_members, parse_constant=_no_number)
-    except _TwiceError as twice:
-        raise invalid(f"{place} says '{cut(str(twice))}' twice", "say each name once") from None
-    except (ValueError, RecursionError) as error:
-        said = "it is nested too deeply" if isinstance(error, RecursionError) else cut(str(error))
-        raise invalid(f"{place} is no JSON: {said}", f"write {_EXAMPLE}") from None
+    return read_json(text, lambda what, hint: invalid(f"{place} {what}", hint), f"write {_EXAMPLE}")
 
 
 def _name(reader: _Reader, name: str) -> str:

@@ -8,20 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from conch.adopt.api import Refusal
+
 Array = np.ndarray[Any, Any]
 #: Inputs by name -> outputs by name, in order.
 Call = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 
-class ExportError(Exception):
-    """What was asked for cannot be exported; the text is for the person who asked. `hint` says how to go on."""
-
-    def __init__(self, text: str, hint: str = "") -> None:
-        super().__init__(text)
-        self.hint = hint
-
-    def __str__(self) -> str:
-        return f"{self.args[0]} ({self.hint})" if self.hint else str(self.args[0])
+class ExportError(Refusal):
+    """What was given cannot be exported."""
 
 
 @dataclass(frozen=True, slots=True)

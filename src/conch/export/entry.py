@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from conch.adopt.api import AdoptError, Entry
+from conch.adopt.api import AdoptError, Entry, said
 from conch.adopt.lay import lay
 from conch.export.agreement import Difference, compare
 from conch.export.api import Call, ExportError, Tolerance, Written
@@ -88,4 +88,4 @@ def _lay(order: Order, written: Written, config: ModelConfig) -> Path:
     except AdoptError as error:
         raise ExportError(str(error.args[0]), error.hint) from None
     except OSError as error:
-        raise ExportError(f"{error.filename}: {error.strerror}") from None
+        raise ExportError(said(error)) from None

@@ -56,6 +56,20 @@ class Call:
             return [{name: array[row] for name, array in requests[0].items()} for row in range(rows)]
         return list(requests)
 
+    def together(self, requests: Sequence[Arrays], rows: Sequence[int]) -> list[Outputs]:
+        """The outputs of requests that share a call; `rows` as in `split`. Raises what the function does."""
+        results = []
+        for arrays in self.join(requests):
+            positional, named = self.arguments(arrays)
+            results.append(self.function(*positional, **named))
+        return self.split(results, rows)
+
+    async def together_async(self, requests: Sequence[Arrays], rows: Sequence[int]) -> list[Outputs]:
+        """As `together`, of a coroutine function."""
+        called = [self.arguments(arrays) for arrays in self.join(requests)]
+        results = await asyncio.gather(*[self.function(*positional, **named) for positional, named in called])
+        return self.split(results, rows)
+
     def arguments(self, arrays: Arrays) -> tuple[list[Any], dict[str, Any]]:
         """Raises ValueRefused."""
         positional: list[Any] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar, overload
 
@@ -107,21 +107,25 @@ def model(
     _check(name, batch, instances, concurrency, returns)
 
     def note(function: _Function) -> _Function:
-        if not inspect.isfunction(function):
-            raise TypeError(f"@conch.model goes above a function (def or async def), found {function!r}")
-        called = name or function.__name__
-        if not _NAME.fullmatch(called):
-            raise TypeError(
-                f"@conch.model: the name of function '{called}' cannot name a model, letters, digits, '_', '-' and '.' "
-                'can; say @conch.model(name="...")'
-            )
-        code = function.__code__
-        file = str(Path(code.co_filename).resolve())
-        line = code.co_firstlineno
-        declared.append(Declaration(function, called, file, line, batch, instances, concurrency, returns))
+        plain = declaration_of(function, name)
+        declared.append(replace(plain, batch=batch, instances=instances, concurrency=concurrency, returns=returns))
         return function
 
     return note if function is None else note(function)
+
+
+def declaration_of(function: Callable[..., Any], name: str = "") -> Declaration:
+    """As if the function was under `@conch.model`, which nobody hears of. Raises TypeError for what is no function."""
+    if not inspect.isfunction(function):
+        raise TypeError(f"@conch.model goes above a function (def or async def), found {function!r}")
+    called = name or function.__name__
+    if not _NAME.fullmatch(called):
+        raise TypeError(
+            f"@conch.model: the name of function '{called}' cannot name a model, letters, digits, '_', '-' and '.' "
+            'can; say @conch.model(name="...")'
+        )
+    code = function.__code__
+    return Declaration(function, called, str(Path(code.co_filename).resolve()), code.co_firstlineno)
 
 
 def _check(name: Any, batch: Any, instances: Any, concurrency: Any, returns: Any) -> None:

@@ -66,12 +66,9 @@ class _PlainModel:
         read = _read(requests)
         for group in call.plan(read):
             try:
-                results = []
-                for arrays in call.join([read[index] for index in group]):
-                    positional, named = call.arguments(arrays)
-                    results.append(call.function(*positional, **named))
                 sizes = _sizes([requests[index] for index in group])
-                made = [_response(pb, outputs) for outputs in call.split(results, sizes)]
+                outputs = call.together([read[index] for index in group], sizes)
+                made = [_response(pb, each) for each in outputs]
             except Exception as error:  # noqa: BLE001  the user's code
                 made = [_failure(pb, call, error)] * len(group)
             for index, response in zip(group, made, strict=True):
@@ -92,10 +89,9 @@ class _CoroutineModel:
         async def answer(group: list[int]) -> None:
             pb = sys.modules["triton_python_backend_utils"]
             try:
-                called = [call.arguments(arrays) for arrays in call.join([read[index] for index in group])]
-                results = await asyncio.gather(*[call.function(*positional, **named) for positional, named in called])
                 sizes = _sizes([requests[index] for index in group])
-                made = [_response(pb, outputs) for outputs in call.split(results, sizes)]
+                outputs = await call.together_async([read[index] for index in group], sizes)
+                made = [_response(pb, each) for each in outputs]
             except Exception as error:  # noqa: BLE001  the user's code
                 made = [_failure(pb, call, error)] * len(group)
             for index, response in zip(group, made, strict=True):

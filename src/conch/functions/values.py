@@ -76,6 +76,14 @@ def _numbers(field: Field, value: Any) -> np.ndarray[Any, Any]:
         raise ValueRefused(
             f"output '{field.name}' is declared {field.datatype}, the function gave {_shown(value, array)}"
         )
+    if wanted.kind in "iu" and array.size and not np.can_cast(array.dtype, wanted):
+        limits = np.iinfo(wanted)
+        for extreme in (int(array.min()), int(array.max())):
+            if not limits.min <= extreme <= limits.max:
+                raise ValueRefused(
+                    f"output '{field.name}' is declared {field.datatype}, which cannot hold {extreme} "
+                    f"(it goes from {limits.min} to {limits.max})"
+                )
     return array.astype(wanted)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import weakref
@@ -30,12 +31,15 @@ class Programs:
     def __init__(self) -> None:
         #: The folder goes with this object, or with the process: servers that are never started hold one too.
         self.repository = Path(tempfile.mkdtemp(prefix="conch-program-"))
-        self._remove = weakref.finalize(self, shutil.rmtree, self.repository, ignore_errors=True)
+        self._remove = weakref.finalize(self, _remove, self.repository, os.getpid())
         #: What `backend.program.ProgramBackend` runs.
         self.programs: dict[str, Program] = {}
 
     def add(self, bound: Bound) -> str:
-        """The model's name. Raises ValueError for one that is taken, InferError for one that cannot be."""
+        """The model's name. Raises ValueError for one that is taken, InferError for one that cannot be, RuntimeError
+        after `close`."""
+        if not self._remove.alive:
+            raise RuntimeError("the server was stopped, no function can be added to it")
         name = bound.config.name
         check_name(name)
         if name in self.programs:
@@ -55,6 +59,12 @@ class Programs:
 
     def close(self) -> None:
         self._remove()
+
+
+def _remove(folder: Path, process: int) -> None:
+    """Not in a process that was forked from the one that made it, which still needs it."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def bind(functions: Iterable[Callable[..., Any] | Bound]) -> list[Bound]:

@@ -12,8 +12,8 @@ from conch.adopt.functions import function_config
 from conch.backend.api import Placement
 from conch.backend.program import AsyncCopy, Call, Copy
 from conch.functions.call import Call as FunctionCall
-from conch.functions.call import stream
-from conch.functions.declare import Declaration, declared, model
+from conch.functions.call import Outputs, stream
+from conch.functions.declare import Declaration, declaration_of, declared
 from conch.functions.outline import outline
 from conch.functions.signature import read_signature
 from conch.library.bound import Bound
@@ -34,10 +34,7 @@ def bound_function(function: Callable[..., Any]) -> Bound:
 
 def _declaration(function: Callable[..., Any]) -> Declaration:
     found = [each for each in declared if each.function is function]
-    if not found:
-        model(function)
-        found = declared[-1:]
-    return found[-1]
+    return found[-1] if found else declaration_of(function)
 
 
 class _Declared:
@@ -64,11 +61,7 @@ class _Plain:
         for group in call.plan(read):
             members = [calls[index] for index in group]
             try:
-                results = []
-                for arrays in call.join([read[index] for index in group]):
-                    positional, named = call.arguments(arrays)
-                    results.append(call.function(*positional, **named))
-                _share(call, results, members)
+                _share(call.together([read[index] for index in group], [each.rows for each in members]), members)
             except Exception as error:  # noqa: BLE001  the user's code
                 _fail(call, members, error)
 
@@ -121,9 +114,7 @@ class _Coroutine:
     async def _group(self, members: Sequence[Call], read: list[Any]) -> None:
         call = self._call
         try:
-            called = [call.arguments(arrays) for arrays in call.join(read)]
-            results = await asyncio.gather(*[call.function(*positional, **named) for positional, named in called])
-            _share(call, results, members)
+            _share(await call.together_async(read, [each.rows for each in members]), members)
         except Exception as error:  # noqa: BLE001  the user's code
             _fail(call, members, error)
 
@@ -144,8 +135,8 @@ class _Coroutine:
         """Nothing is held."""
 
 
-def _share(call: FunctionCall, results: Sequence[Any], members: Sequence[Call]) -> None:
-    for each, outputs in zip(members, call.split(results, [each.rows for each in members]), strict=True):
+def _share(answers: Sequence[Outputs], members: Sequence[Call]) -> None:
+    for each, outputs in zip(members, answers, strict=True):
         each.reply(dict(outputs))
 
 

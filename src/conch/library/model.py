@@ -64,7 +64,10 @@ class Model:
 
         `parameters` may steer the server: `priority`, `sequence_id`, `sequence_start`, `sequence_end`.
         """
-        request, sink = self._begin(inputs, outputs, parameters, id, timeout)
+        self._home.check_waiting()
+        sink = One()
+        request = self._request(inputs, outputs, parameters, id, sink)
+        self._begin(request, timeout)
         return self._wait(request, sink, timeout)
 
     def submit(
@@ -75,8 +78,20 @@ class Model:
         parameters: Mapping[str, Parameter] | None = None,
         id: str = "",
     ) -> Future[Answer]:
-        """Ask and go on. What is refused raises here; what fails later is the future's."""
-        return self._begin(inputs, outputs, parameters, id, None)[1].future
+        """Ask and go on; cancelling the future withdraws the request.
+
+        What is refused raises here; what fails later is the future's.
+        """
+        sink = One()
+        request = self._request(inputs, outputs, parameters, id, sink)
+        future = sink.future
+        future.withdraw = lambda: self._home.withdraw(request)
+        try:
+            self._begin(request, None)
+        except BaseException:
+            future.withdraw = None
+            raise
+        return future
 
     async def infer_async(
         self,
@@ -88,12 +103,15 @@ class Model:
         timeout: float | None = None,
     ) -> Answer:
         """As `infer` for the program's own event loop; cancelling it withdraws the request."""
-        request, sink = self._begin(inputs, outputs, parameters, id, timeout)
+        sink = One()
+        request = self._request(inputs, outputs, parameters, id, sink)
+        self._begin(request, timeout)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(sink.future), timeout)
         except InferError as error:
             raise _late(error, request) from None
-        except (TimeoutError, asyncio.CancelledError):
+        except BaseException:
+            # Too late, cancelled, or its event loop has ended.
             self._home.withdraw(request)
             raise
 
@@ -111,7 +129,9 @@ class Model:
 
         What is refused raises here, before the first answer is asked for.
         """
-        request, sink = self._begin_stream(inputs, outputs, parameters, id)
+        sink = Many(self._home.post)
+        request = self._request(inputs, outputs, parameters, id, sink)
+        self._begin_stream(request, sink)
         return Stream(self._home, request, sink, timeout)
 
     def stream_async(
@@ -123,21 +143,14 @@ class Model:
         id: str = "",
     ) -> AsyncStream:
         """As `stream` for the program's own event loop."""
-        request, sink = self._begin_stream(inputs, outputs, parameters, id)
+        sink = Many(self._home.post)
+        request = self._request(inputs, outputs, parameters, id, sink)
+        self._begin_stream(request, sink)
         return AsyncStream(self._home, request, sink)
 
     # ---- one answer
 
-    def _begin(
-        self,
-        inputs: Mapping[str, Any],
-        outputs: Sequence[str],
-        parameters: Mapping[str, Parameter] | None,
-        id: str,
-        timeout: float | None,
-    ) -> tuple[InferRequest, One]:
-        sink = One()
-        request = self._request(inputs, outputs, parameters, id, sink)
+    def _begin(self, request: InferRequest, timeout: float | None) -> None:
         if request.form.decoupled:
             raise unsupported(
                 f"model '{self.name}' is decoupled: it may answer any number of times", "use stream() or stream_async()"
@@ -145,7 +158,6 @@ class Model:
         if timeout is not None:
             request.expires_ns = request.received_ns + round(timeout * 1e9)
         self._app.data.infer(request)
-        return request, sink
 
     def _wait(self, request: InferRequest, sink: One, timeout: float | None) -> Answer:
         try:
@@ -160,14 +172,9 @@ class Model:
 
     # ---- many answers
 
-    def _begin_stream(
-        self, inputs: Mapping[str, Any], outputs: Sequence[str], parameters: Mapping[str, Parameter] | None, id: str
-    ) -> tuple[InferRequest, Many]:
-        sink = Many(self._home.post)
-        request = self._request(inputs, outputs, parameters, id, sink)
+    def _begin_stream(self, request: InferRequest, sink: Many) -> None:
         request.flow = sink.flow
         self._app.data.infer(request)
-        return request, sink
 
     # ---- both
 
@@ -179,6 +186,7 @@ class Model:
         id: str,
         sink: ResponseSink,
     ) -> InferRequest:
+        self._home.check()
         data = self._app.data
         if self._generation != data.generation:
             generation = data.generation

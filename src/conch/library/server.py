@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -26,6 +29,7 @@ from conch.transport.bridge import Bridge
 from conch.types.error import InferError, internal, unavailable
 from conch.types.model import IndexEntry
 
+_log = logging.getLogger("conch")
 _Result = TypeVar("_Result")
 #: Why start-up models failed: so many reasons are told.
 _REASONS = 3
@@ -63,6 +67,8 @@ class Server:
             raise
         self._logs = any(name.startswith("log_") for name in options)
         self._log: log.Handler | None = None
+        #: Held while the server changes hands between `start` and `stop`; by a signal's handler perhaps twice.
+        self._turn = threading.RLock()
         self._home: Home | None = None
         self._app: App | None = None
         self._settings: log.Settings | None = None
@@ -72,20 +78,30 @@ class Server:
 
         Raises InferError when a model cannot be loaded (unless `exit_on_error=False`), OSError when a port is taken.
         """
-        if self._home is not None:
-            raise RuntimeError("the server was started already")
-        check(self.options)
-        if self._logs:
-            self._log = log.configure(self.options.log)
+        if self._home is None:
+            check(self.options)
+        with self._turn:
+            if self._home is not None:
+                raise RuntimeError("the server was started already")
+            if self._logs:
+                self._log = log.configure(self.options.log)
+            home = self._home = Home("conch", self._programs)
         self._settings = self._log.settings if self._log is not None else log.detached()
-        home = self._home = Home("conch")
+        for flag in self.options.ignored:
+            _log.warning("%s is accepted but has no effect yet", flag)
         backends = {BACKEND: ProgramBackend(self._programs.programs)}
         app = App(self.options, self._settings, backends)
+        stop = asyncio.Event()
+        starting = home.begin(app.start(stop))
         try:
-            home.run(_start(app))
+            starting.result()
         except BaseException as error:
+            if not starting.done():
+                # The program is being interrupted.
+                home.post(stop.set)
+                wait([starting])
             reasons = _reasons(app)
-            self._end(home, app.end())
+            self._end(home, app.end)
             if isinstance(error, InferError) and reasons:
                 raise internal(f"{error.message}: {reasons}", error.hint) from None
             raise
@@ -95,8 +111,13 @@ class Server:
     def stop(self) -> None:
         """Answer what is in flight, unload everything; nothing happens when it does not run. Raises InferError when
         models did not end within `exit_timeout_secs`: threads of theirs may still run."""
-        app, self._app = self._app, None
-        if app is not None and self._home is not None and not self._end(self._home, app.drain()):
+        home = self._home
+        if home is None or not home.here:
+            return
+        home.check_waiting()
+        with self._turn:
+            app, self._app = self._app, None
+        if app is not None and not self._end(home, app.drain):
             raise unavailable(
                 f"models did not end within {self.options.exit_timeout:g} seconds", "exit_timeout_secs=... gives more"
             )
@@ -122,13 +143,14 @@ class Server:
     def add(self, function: Callable[..., Any] | Bound) -> str:
         """One more function as a model, the model's name; blocks until it can be asked, if the server runs.
 
-        One that cannot be loaded is forgotten: another function may have its name.
+        One that cannot be loaded is forgotten: another function may have its name. Raises RuntimeError when the server
+        was stopped.
         """
         (bound,) = bind([function])
         name = self._programs.add(bound)
         if self._app is not None:
             try:
-                self._app.control.load(name, {}).result()
+                self._result(self._app.control.load, name, {})
             except Exception:
                 self._programs.remove(name)
                 raise
@@ -144,12 +166,12 @@ class Server:
         parameters: dict[str, str | bytes] = {f"file:{path}": content for path, content in (files or {}).items()}
         if config is not None:
             parameters["config"] = config if isinstance(config, str) else _json(config)
-        self._running().control.load(name, parameters).result()
+        self._result(self._running().control.load, name, parameters)
         return self.model(name)
 
     def unload(self, name: str, *, unload_dependents: bool = False) -> None:
         """Take a model out of service; what is in flight is still answered."""
-        self._running().control.unload(name, unload_dependents).result()
+        self._result(self._running().control.unload, name, unload_dependents)
 
     # ---- the server
 
@@ -161,20 +183,22 @@ class Server:
 
     def on_listeners(self, work: Callable[[Listeners], Coroutine[Any, Any, _Result]]) -> _Result:
         """For other faces of the library: what `work` gives, which runs on the server's loop."""
-        return self._place().run(work(self._running().listeners))
+        listeners = self._running().listeners
+        return self._place().run(lambda: work(listeners))
 
     def live(self) -> bool:
-        return self._app is not None
+        return self._app is not None and self._place().here
 
     def ready(self) -> bool:
-        return self._app is not None and self._app.data.ready()
+        return self.live() and self._running().data.ready()
 
     def metadata(self) -> pb.ServerMetadataResponse:
         return self._running().data.server_metadata()
 
     def metrics(self) -> str:
         """The metrics page, in Prometheus' text format."""
-        return self._place().ask(self._running().page).decode()
+        page = self._running().page
+        return self._place().ask(page).decode()
 
     def log(self, **changes: Any) -> LogOptions:
         """What is logged; `verbose=1`, `info=False` and so on change it. For servers with a keyword `log_...`."""
@@ -199,23 +223,33 @@ class Server:
     def _running(self) -> App:
         if self._app is None:
             raise unavailable("the server does not run", "call start(), or use it in a with statement")
+        self._place().check()
         return self._app
 
     def _place(self) -> Home:
         assert self._home is not None
         return self._home
 
-    def _end(self, home: Home, ending: Any) -> bool:
-        drained: bool = home.run(ending)
-        home.end(clean=drained)
-        self._programs.close()
-        if self._log is not None:
-            self._log.close()
+    def _result(self, begin: Callable[..., Future[None]], *arguments: Any) -> None:
+        """Begin it, and wait until it is done."""
+        self._place().check_waiting()
+        begin(*arguments).result()
+
+    def _end(self, home: Home, ending: Callable[[], Coroutine[Any, Any, bool]]) -> bool:
+        home.check_waiting()
+        ended = home.begin(ending())
+        try:
+            drained = ended.result()
+            home.end(clean=drained)
+        except BaseException:
+            # The program is being interrupted, or there is a mistake of ours: nobody waits for the rest.
+            ended.add_done_callback(lambda done: home.leave(clean=done.exception() is None and done.result()))
+            raise
+        finally:
+            self._programs.close()
+            if self._log is not None:
+                self._log.close()
         return drained
-
-
-async def _start(app: App) -> None:
-    await app.start(asyncio.Event())
 
 
 def _reasons(app: App) -> str:

@@ -35,7 +35,7 @@ class _Ending:
         self._closed = True
         if not self._sink.ended:
             self._home.withdraw(self._request)
-        self._home.post(self._sink.flow.release)
+        self._sink.leave()
 
     def __del__(self) -> None:
         self._leave()
@@ -57,15 +57,17 @@ class Stream(_Ending, Iterator[Answer]):
         try:
             return self._next()
         except BaseException:
-            self._leave()
+            self.close()
             raise
 
     def _next(self) -> Answer:
-        if not self._sink.wait(self._timeout):
+        self._home.check_waiting()
+        try:
+            found = self._sink.wait(self._timeout)
+        except TimeoutError:
             name = self._request.form.model.spec.name
-            raise TimeoutError(f"model '{name}' did not answer within {self._timeout:g} seconds")
-        found = self._sink.take()
-        if found is None or self._closed:
+            raise TimeoutError(f"model '{name}' did not answer within {self._timeout:g} seconds") from None
+        if found is None:
             raise StopIteration
         if isinstance(found, InferError):
             raise found
@@ -74,14 +76,16 @@ class Stream(_Ending, Iterator[Answer]):
     def close(self) -> None:
         """Withdraw the request; who waits for an answer in another thread waits no longer."""
         self._leave()
+        self._sink.wake()
 
 
 class AsyncStream(_Ending, AsyncIterator[Answer]):
-    """As `Stream`, for the event loop that reads it."""
+    """As `Stream`, for the event loop that reads it: one after another may."""
 
     def __init__(self, home: Home, request: InferRequest, sink: Many) -> None:
         super().__init__(home, request, sink)
         self._changed: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __anext__(self) -> Answer:
         if self._closed:
@@ -93,7 +97,9 @@ class AsyncStream(_Ending, AsyncIterator[Answer]):
             raise
 
     async def _next(self) -> Answer:
-        changed = self._changed or self._listen()
+        self._home.check()
+        loop = asyncio.get_running_loop()
+        changed = self._changed if self._loop is loop and self._changed is not None else self._listen(loop)
         while not self._closed:
             changed.clear()
             ended = self._sink.ended
@@ -107,8 +113,8 @@ class AsyncStream(_Ending, AsyncIterator[Answer]):
             await changed.wait()
         raise StopAsyncIteration
 
-    def _listen(self) -> asyncio.Event:
-        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+    def _listen(self, loop: asyncio.AbstractEventLoop) -> asyncio.Event:
+        changed = asyncio.Event()
 
         def tell() -> None:
             # The program's loop may be over before its request is.
@@ -116,7 +122,7 @@ class AsyncStream(_Ending, AsyncIterator[Answer]):
                 loop.call_soon_threadsafe(changed.set)
 
         self._sink.listen(tell)
-        self._changed = changed
+        self._loop, self._changed = loop, changed
         return changed
 
     async def aclose(self) -> None:

@@ -18,15 +18,30 @@ from conch.types.response import FINAL, FailedResponse, InferResponse
 _FULL: Final = 64
 
 
+class Pending(Future[Answer]):
+    """Whoever cancels it withdraws the request, if `withdraw` is set."""
+
+    withdraw: Callable[[], object] | None = None
+
+    def cancel(self) -> bool:
+        cancelled = super().cancel()
+        withdraw, self.withdraw = self.withdraw, None
+        if cancelled and withdraw is not None:
+            withdraw()
+        return cancelled
+
+
 class One:
     """The single answer of a model that is not decoupled."""
 
     __slots__ = ("future",)
 
     def __init__(self) -> None:
-        self.future: Future[Answer] = Future()
+        self.future = Pending()
 
     def reply(self, request: InferRequest, response: InferResponse, final: bool) -> None:
+        # It refers to the request, which refers to this sink.
+        self.future.withdraw = None
         # Who gave up waiting has cancelled the future.
         if self.future.set_running_or_notify_cancel():
             try:
@@ -35,6 +50,7 @@ class One:
                 self.future.set_exception(error)
 
     def fail(self, request: InferRequest, error: InferError) -> None:
+        self.future.withdraw = None
         if self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)
 
@@ -42,7 +58,7 @@ class One:
 class Many:
     """All answers of a request in order. `post` runs a call on the server's loop."""
 
-    __slots__ = ("_answers", "_changed", "_listener", "_post", "ended", "flow")
+    __slots__ = ("_answers", "_changed", "_left", "_listener", "_post", "ended", "flow")
 
     def __init__(self, post: Callable[[Callable[[], object]], object]) -> None:
         self._post = post
@@ -50,6 +66,7 @@ class Many:
         self._changed = threading.Condition()
         #: Called, from any thread, whenever there is something new.
         self._listener: Callable[[], object] | None = None
+        self._left = False
         self.ended = False
         self.flow = Flow()
 
@@ -78,14 +95,27 @@ class Many:
             self._post(self.flow.release)
         return found
 
-    def wait(self, seconds: float | None) -> bool:
-        """Until there is one, or the end; False when that took too long."""
+    def wait(self, seconds: float | None) -> Answer | InferError | None:
+        """The next one; None at the end, and when nobody reads any more. Raises TimeoutError."""
         with self._changed:
-            return self._changed.wait_for(lambda: bool(self._answers) or self.ended, seconds)
+            if not self._changed.wait_for(lambda: bool(self._answers) or self.ended or self._left, seconds):
+                raise TimeoutError
+            return None if self._left else self.take()
+
+    def leave(self) -> None:
+        """Nobody reads any more: what still comes is thrown away. Waits for nothing, as finalizers must not."""
+        self._left = True
+        self._answers.clear()
+        self._post(self.flow.release)
+
+    def wake(self) -> None:
+        """Who waits looks again."""
+        with self._changed:
+            self._changed.notify_all()
 
     def _put(self, answer: Answer | InferError | None, final: bool) -> None:
         with self._changed:
-            if answer is not None:
+            if answer is not None and not self._left:
                 self._answers.append(answer)
             self.ended = self.ended or final
             # The flow belongs to the loop; but a maker in another thread is to see at once that it is too fast, and

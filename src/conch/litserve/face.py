@@ -28,6 +28,8 @@ _log = logging.getLogger("conch.litserve")
 _JSON: Final = "application/json"
 _TIMEOUT: Final = 60.0
 _MAX_BODY: Final = 1 << 30
+#: Answers that have no body; clients would take one for the next answer (RFC 9110, 6.4.1).
+_BARE: Final = frozenset({204, 304})
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,5 +217,8 @@ def _refuse(connection: Connection, status: int, detail: str) -> None:
 
 def _respond(connection: Connection, status: int, kind: str, body: bytes, headers: Any = None) -> None:
     """`headers` are JSON, as the model gave them."""
-    lines = [f"{name}: {value}\r\n" for name, value in orjson.loads(headers)] if headers else []
-    connection.respond(head_of(status, kind, len(body)) + "".join(lines).encode("latin-1"), (body,))
+    lines = "".join([f"{name}: {value}\r\n" for name, value in orjson.loads(headers)] if headers else [])
+    if status in _BARE:
+        connection.respond(status_line(status) + lines.encode("latin-1"))
+    else:
+        connection.respond(head_of(status, kind, len(body)) + lines.encode("latin-1"), (body,))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
+import itertools
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,6 +16,7 @@ import numpy as np
 
 from conch.backend.api import Placement
 from conch.backend.program import AsyncCopy, Call, Copy
+from conch.functions.call import stream
 from conch.litserve.api import LitAPI
 from conch.litserve.web import Body, piece, reader, refusal, write
 from conch.pb.model_config_pb2 import ModelConfig
@@ -49,12 +52,11 @@ class LitProgram:
 
     def __init__(self, api: LitAPI, devices: Sequence[str]) -> None:
         self._api = api
-        self._devices = devices
-        self._opened = 0
+        #: Copies are opened side by side.
+        self._devices = itertools.cycle(devices)
 
     def open(self, placement: Placement) -> Copy | AsyncCopy:
-        device = self._devices[self._opened % len(self._devices)]
-        self._opened += 1
+        device = next(self._devices)
         api = copy.copy(self._api)
         api.device = device
         api.setup(device)
@@ -158,11 +160,12 @@ class _Async:
         if not api.stream:
             _reply(call, write(encoded))
             return
-        async for value in _values(encoded):
-            await call.reader()
-            if call.cancelled:
-                break
-            _reply(call, Body(piece(value)))
+        async with contextlib.aclosing(stream(encoded)) as values:
+            async for value in values:
+                await call.reader()
+                if call.cancelled:
+                    break
+                _reply(call, Body(piece(value)))
 
     def close(self) -> None:
         """LitServe's APIs have no end."""
@@ -170,15 +173,6 @@ class _Async:
 
 async def _settled(value: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
-
-
-async def _values(values: Any) -> AsyncIterator[Any]:
-    if hasattr(values, "__aiter__"):
-        async for value in values:
-            yield value
-    else:
-        for value in values:
-            yield value
 
 
 def _with(context: Any, step: Callable[..., Any], value: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from conch.config.gpus import Absent, read_gpus
 from conch.library import Server
 from conch.library.bound import Bound
-from conch.library.ending import wait_for_end
+from conch.library.ending import serve_until
 from conch.litserve.api import LitAPI
 from conch.litserve.face import Endpoint, FaceOptions, LitFace
 from conch.litserve.program import LitProgram, config
@@ -45,6 +45,9 @@ class LitServer:
         for name, value in unknown.items():
             if value is not None:
                 raise unsupported(f"LitServer({name}=...) is not supported by conch.litserve")
+        for name, value in (("fast_queue", fast_queue), ("track_requests", track_requests)):
+            if value:
+                warnings.warn(f"LitServer({name}=...) has no effect with conch.litserve", stacklevel=2)
         self.apis = [lit_api] if isinstance(lit_api, LitAPI) else list(lit_api)
         if not self.apis:
             raise ValueError("LitServer needs a LitAPI, found none")
@@ -86,13 +89,13 @@ class LitServer:
     def run(self, host: str = "0.0.0.0", port: int | str = 8000, **options: Any) -> None:  # noqa: S104  LitServe's
         """Serve until SIGINT or SIGTERM, or `stop` in another thread."""
         self.start(host, port, **options)
-        try:
-            wait_for_end(self._ended)
-        finally:
-            self.stop()
+        serve_until(self._ended, self.stop)
 
     def start(self, host: str = "0.0.0.0", port: int | str = 8000, **options: Any) -> None:  # noqa: S104
-        """Serve, and go on."""
+        """Serve, and go on. Raises RuntimeError when it does already, OSError when the port is taken."""
+        if self._server is not None:
+            raise RuntimeError(f"the server runs already, at port {self.port}")
+        self._ended.clear()
         for name in sorted(options.keys() - {"log_level"}):
             warnings.warn(f"LitServer.run({name}=...) has no effect with conch.litserve", stacklevel=3)
         workers = [device for device in self.devices for _ in range(self.workers_per_device)]
@@ -119,7 +122,6 @@ class LitServer:
             server.stop()
             raise
         self._server = server
-        self._ended.clear()
 
     def stop(self) -> None:
         self._ended.set()
@@ -135,7 +137,11 @@ def _name(api: LitAPI, place: int) -> str:
 
 
 def _devices(accelerator: str, devices: str | int | Sequence[int]) -> list[str]:
-    """Raises ValueError for accelerators that are not there."""
+    """Raises ValueError for accelerators that are not there, and for what names no devices."""
+    if isinstance(devices, str) and devices != "auto":
+        if not devices.isdecimal():
+            raise ValueError(f"devices must be 'auto', a number or a list of numbers, found '{devices}'")
+        devices = int(devices)
     if accelerator not in ("auto", "cpu", "cuda", "gpu"):
         raise ValueError(f"accelerator must be auto, cpu, cuda or gpu, found '{accelerator}'")
     found: list[int] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.message
 import email.parser
+import email.utils
 import http
 import inspect
 import io
@@ -24,6 +25,11 @@ _STATUSES: Final = frozenset(each.value for each in http.HTTPStatus if each >= h
 _OURS: Final = frozenset({"content-type", "content-length", "transfer-encoding", "connection"})
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+#: Of a form: as many fields and files as Starlette takes, and bytes of a part's own headers.
+_MOST_PARTS: Final = 2000
+_MOST_HEAD: Final = 8192
+#: Between a part's headers and what is in it.
+_BLANK: Final = re.compile(rb"\r?\n\r?\n")
 
 
 class HTTPException(Exception):  # noqa: N818  FastAPI's name
@@ -75,7 +81,11 @@ def reader(decode_request: Callable[..., Any]) -> Reader:
 def _payload(data: bytes, content_type: str) -> Any:
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "application/x-www-form-urlencoded":
-        return dict(parse_qsl(data.decode("utf-8", "replace"), keep_blank_values=True))
+        try:
+            pairs = parse_qsl(data.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=_MOST_PARTS)
+        except ValueError:
+            raise _unreadable(f"it has more than {_MOST_PARTS} fields") from None
+        return dict(pairs)
     if kind == "multipart/form-data":
         return _form(data, content_type)
     try:
@@ -105,7 +115,10 @@ def _form(data: bytes, content_type: str) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     # Parts stay as they came, also mails and forms in a form, which Python's own parser would take apart.
     for part, content in _parts(data, str(head.get_boundary() or "")):
-        name = str(part.get_param("name", header="content-disposition"))
+        name = part.get_param("name", header="content-disposition")
+        if name is None:
+            raise _unreadable("a part of it has no name")
+        name = email.utils.collapse_rfc2231_value(name)
         filename = part.get_filename()
         if filename is not None:
             fields[name] = UploadFile(filename, part.get_content_type(), content)
@@ -115,15 +128,24 @@ def _form(data: bytes, content_type: str) -> dict[str, Any]:
 
 
 def _parts(data: bytes, boundary: str) -> Iterator[tuple[email.message.Message, bytes]]:
-    mark = re.escape(boundary.encode("latin-1", "replace"))
-    _, *found = re.split(rb"\r?\n--" + mark + rb"(--)?[ \t]*(?=\r?\n|\Z)", b"\n" + data) if boundary else [b""]
+    mark = re.compile(rb"\r?\n--" + re.escape(boundary.encode("latin-1", "replace")) + rb"(--)?[ \t]*(?=\r?\n|\Z)")
+    _, *found = mark.split(b"\n" + data, _MOST_PARTS + 1) if boundary else [b""]
     if not found:
-        raise HTTPException(422, "the form cannot be read: its parts are not where its boundary says")
-    for end, part in zip(found[::2], found[1::2], strict=True):
+        raise _unreadable("its parts are not where its boundary says")
+    for place, (end, part) in enumerate(zip(found[::2], found[1::2], strict=True)):
         if end:
             return
-        head, _, content = part.partition(b"\r\n\r\n") if b"\r\n\r\n" in part else part.partition(b"\n\n")
-        yield email.parser.HeaderParser().parsestr(head.decode("utf-8", "replace").lstrip("\r\n")), content
+        if place == _MOST_PARTS:
+            raise _unreadable(f"it has more than {_MOST_PARTS} parts")
+        head, *rest = _BLANK.split(part, 1)
+        if len(head) > _MOST_HEAD:
+            raise _unreadable(f"the headers of a part of it are longer than {_MOST_HEAD} bytes")
+        parsed = email.parser.HeaderParser().parsestr(head.decode("utf-8", "replace").lstrip("\r\n"))
+        yield parsed, rest[0] if rest else b""
+
+
+def _unreadable(why: str) -> HTTPException:
+    return HTTPException(422, f"the form cannot be read: {why}")
 
 
 def write(value: Any) -> Body:
@@ -133,6 +155,8 @@ def write(value: Any) -> Body:
         status = int(value.status_code)
         if status not in _STATUSES:
             raise ValueError(f"the response has status {status}, which is no status of HTTP")
+        if not _VALUE.fullmatch(kind):
+            raise ValueError(f"the response has media type {kind!r}, which is no header of HTTP")
         raw = getattr(value, "raw_headers", None) or list((getattr(value, "headers", None) or {}).items())
         return Body(bytes(value.body), kind, status, _carried(raw))
     return Body(_json(value))

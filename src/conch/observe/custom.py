@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import threading
 from bisect import bisect_left
@@ -93,6 +94,9 @@ class Families:
                 raise invalid("Invalid label name", f"{name!r} must be made of letters, digits and '_'")
         if any(low >= high for low, high in itertools.pairwise(bounds)):
             raise invalid("Bucket Boundaries must be strictly sorted", f"found {list(bounds)}")
+        if bounds and bounds[-1] == math.inf:
+            # There always is a bucket for the rest.
+            bounds = bounds[:-1]
         key = tuple(sorted(labels.items()))
         with self._lock:
             found = family.series.get(key)

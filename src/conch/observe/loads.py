@@ -35,9 +35,20 @@ class Loads:
 
     def _note(self, model: str, result: str) -> None:
         with self._lock:
-            if model in self.last or len(self.last) < _MOST:
-                self.counts[model, result] += 1
-                self.last[model] = (result == "success", self._clock())
+            if model not in self.last and len(self.last) >= _MOST and not self._make_room():
+                return
+            self.counts[model, result] += 1
+            self.last[model] = (result == "success", self._clock())
+
+    def _make_room(self) -> bool:
+        """Forget the first of the names whose loads have all failed: it may be nowhere, others are not."""
+        hopeless = next((model for model in self.last if not self.counts[model, "success"]), None)
+        if hopeless is None:
+            return False
+        del self.last[hopeless]
+        for result in _RESULTS:
+            del self.counts[hopeless, result]
+        return True
 
     def rows(self) -> list[tuple[str, dict[str, int], bool, float]]:
         """Of each model: its name, how many loads had each result, whether the last went well, when that was."""

@@ -19,8 +19,9 @@ from typing import TextIO
 
 from conch.config.server import LogOptions
 
-#: Lines that may wait for a slow reader; more are dropped and counted.
+#: Lines, and characters of them, that may wait for a slow reader; more are dropped and counted.
 _BACKLOG = 20_000
+_BACKLOG_CHARACTERS = 1 << 26
 _ROOT = "conch"
 _LETTERS = ((logging.ERROR, "E"), (logging.WARNING, "W"))
 
@@ -133,6 +134,7 @@ class Handler(logging.Handler):
         self.settings: Settings
         self._stream = stream
         self._lines: deque[str] = deque()
+        self._characters = 0
         self._changed = threading.Condition()
         self._writing = False
         self._dropped = 0
@@ -147,10 +149,11 @@ class Handler(logging.Handler):
         with self._changed:
             if self._ended:
                 return
-            if len(self._lines) >= _BACKLOG:
+            if len(self._lines) >= _BACKLOG or self._characters >= _BACKLOG_CHARACTERS:
                 self._dropped += 1
                 return
             self._lines.append(line)
+            self._characters += len(line)
             if self._writer is None:
                 self._writer = threading.Thread(target=self._write, name="conch-log", daemon=True)
                 self._writer.start()
@@ -183,6 +186,7 @@ class Handler(logging.Handler):
                     return
                 text = "".join(self._lines)
                 self._lines.clear()
+                self._characters = 0
                 if self._dropped:
                     text += f"{self._dropped} lines of the log were dropped: nobody read them in time\n"
                     self._dropped = 0

@@ -6,11 +6,15 @@ Triton's (perf_analyzer) read these numbers with patterns that know plain digits
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Protocol
 
+from conch.observe.latencies import FIRST_MS, Latencies, Summary
 from conch.observe.process import Machine
 from conch.observe.stats import CacheStats, ModelStats, Reason
 
@@ -103,6 +107,51 @@ _CACHE_COUNTERS: tuple[tuple[str, str, Callable[[ModelStats], int]], ...] = (
     ),
 )
 
+#: Counters that `counter_latencies=false` leaves out.
+_LATENCY_COUNTERS = frozenset([name for name, _, _ in _COUNTERS if name.endswith("_us")])
+
+#: Summaries, where they are asked for: name, help text, which. `nv_cache_` ones are of models with a response cache.
+_SUMMARIES: tuple[tuple[str, str, Callable[[Latencies], Summary]], ...] = (
+    (
+        "nv_inference_request_summary_us",
+        "Summary of inference request duration in microseconds (includes cached requests)",
+        lambda latencies: latencies.request,
+    ),
+    (
+        "nv_inference_queue_summary_us",
+        "Summary of inference queuing duration in microseconds (includes cached requests)",
+        lambda latencies: latencies.queue,
+    ),
+    (
+        "nv_inference_compute_input_summary_us",
+        "Cumulative compute input duration in microseconds (does not include cached requests)",
+        lambda latencies: latencies.compute_input,
+    ),
+    (
+        "nv_inference_compute_infer_summary_us",
+        "Cumulative compute inference duration in microseconds (does not include cached requests)",
+        lambda latencies: latencies.compute_infer,
+    ),
+    (
+        "nv_inference_compute_output_summary_us",
+        "Cumulative inference compute output duration in microseconds (does not include cached requests)",
+        lambda latencies: latencies.compute_output,
+    ),
+    (
+        "nv_cache_hit_summary_per_model",
+        "Summary of cache hit counts/durations per model, in microseconds.",
+        lambda latencies: latencies.cache_hit,
+    ),
+    (
+        "nv_cache_miss_summary_per_model",
+        "Summary of cache miss counts/durations per model, in microseconds.",
+        lambda latencies: latencies.cache_miss,
+    ),
+)
+
+_REQUEST_SUMMARY = _SUMMARIES[0][0]
+_CACHE_SUMMARIES = frozenset([name for name, _, _ in _SUMMARIES if name.startswith("nv_cache_")])
+
 #: What the cache in this process says of itself.
 _CACHE_GAUGES: tuple[tuple[str, str, Callable[[CacheStats], float]], ...] = (
     ("nv_cache_util", "Cache utilization [0.0 - 1.0]", lambda cache: cache.utilization),
@@ -144,9 +193,12 @@ def render(
     machine: Machine | None = None,
     cache: CacheStats | None = None,
     gpus: Mapping[int, str] | None = None,
+    *,
+    latency_counters: bool = True,
 ) -> bytes:
     """The whole page. `machine` None leaves the CPU gauges out, `cache` None those of a cache in this process.
 
+    `latency_counters` False leaves the sums of durations out, and the counters of models with a response cache.
     `gpus` are the names of GPUs by number: a model that is on one GPU alone has its name as a label.
     Versions are read without a lock: the counters of one line may be a request younger than those of another.
     """
@@ -163,8 +215,9 @@ def render(
             for reason in Reason:
                 page.sample(join({**labels, "reason": reason.value}), each.stats.failures[reason])
         series = [(join(labels), each) for labels, each in models]
-        page.counters(_COUNTERS, series)
-        page.counters(_CACHE_COUNTERS, [(shown, each) for shown, each in series if each.stats.cached])
+        page.counters([row for row in _COUNTERS if latency_counters or row[0] not in _LATENCY_COUNTERS], series)
+        cached = [(shown, each) for shown, each in series if each.stats.cached]
+        page.counters(_CACHE_COUNTERS, cached if latency_counters else ())
         page.family(
             "nv_inference_pending_request_count",
             "gauge",
@@ -176,6 +229,7 @@ def render(
         for shown, each in series:
             page.sample(shown, each.stats.load_seconds)
         page.counters(_PADDING_COUNTERS, [(shown, each) for shown, each in series if each.stats.pads])
+        page.latencies([(labels, each.stats) for labels, each in models])
     if machine is not None:
         page.family("nv_cpu_utilization", "gauge", "CPU utilization rate [0.0 - 1.0]")
         page.sample("", machine.cpu)
@@ -208,9 +262,46 @@ class _Page:
             for labels, each in series:
                 self.sample(labels, value(each.stats))
 
-    def sample(self, labels: str, value: float) -> None:
-        """One line of the family begun last."""
-        self._lines.append(f"{self._name}{labels} {plain(value)}\n")
+    def latencies(self, models: Iterable[tuple[dict[str, str], ModelStats]]) -> None:
+        """Histograms and summaries of the models that have them."""
+        asked = [(labels, stats, stats.latencies) for labels, stats in models if stats.latencies is not None]
+        timed = [(labels, each, each.first) for labels, _, each in asked if each.first is not None]
+        if timed:
+            self.family(
+                "nv_inference_first_response_histogram_ms",
+                "histogram",
+                "Duration from request to first response in milliseconds",
+            )
+            for labels, each, first in timed:
+                self.histogram(labels, FIRST_MS, first, each.first_ns // 1_000_000)
+        now = time.monotonic_ns()
+        for name, text, which in _SUMMARIES if any(each.details.summaries for _, _, each in asked) else ():
+            # Hits and misses together would be no one distribution.
+            series = [
+                (labels, each)
+                for labels, stats, each in asked
+                if (stats.cached if name in _CACHE_SUMMARIES else not stats.cached or name != _REQUEST_SUMMARY)
+            ]
+            if series:
+                self.family(name, "summary", text)
+            for labels, each in series:
+                count, total, values = each.shown(which(each), now)
+                self.sample(join(labels), count, "_count")
+                self.sample(join(labels), total, "_sum")
+                for (quantile, _), value in zip(each.details.quantiles, values, strict=True):
+                    self.sample(join({**labels, "quantile": plain(quantile)}), value)
+
+    def histogram(self, labels: dict[str, str], ends: Sequence[int], within: Sequence[int], total: int) -> None:
+        """The lines of one series: `within` counts the values in each bucket, and beyond the last."""
+        counts = list(itertools.accumulate(within))
+        self.sample(join(labels), counts[-1], "_count")
+        self.sample(join(labels), total, "_sum")
+        for end, count in zip([*map(plain, ends), "+Inf"], counts, strict=True):
+            self.sample(join({**labels, "le": end}), count, "_bucket")
+
+    def sample(self, labels: str, value: float, part: str = "") -> None:
+        """One line of the family begun last; `part` is of a summary or histogram."""
+        self._lines.append(f"{self._name}{part}{labels} {plain(value)}\n")
 
     def text(self) -> str:
         return "".join(self._lines)
@@ -222,9 +313,11 @@ def taken(name: str) -> bool:
 
 
 def plain(value: float) -> str:
-    """A number in plain digits, never with an exponent: 0.1, 17000000000, 0.000001."""
+    """A number in plain digits, never with an exponent: 0.1, 17000000000, 0.000001; else +Inf, -Inf or NaN."""
     if isinstance(value, int):
         return str(value)
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
     text = format(Decimal(repr(value)), "f")
     return text.removesuffix(".0")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,11 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from conch.config.server import TraceOptions
 from conch.observe.trace import Source, Trace
 
+_log = logging.getLogger("conch")
+
 _CLOSE_SECONDS: Final = 3.0
+#: Traces that may wait to be made into spans; more are lost, as in the SDK's own queue.
+_MOST: Final = 10_000
 _COMPUTE: Final = ("COMPUTE_START", "COMPUTE_END")
 _REQUEST: Final = ("REQUEST_START", "REQUEST_END")
 
@@ -43,26 +48,51 @@ class Exporter:
         #: Making spans takes longer than an event loop has.
         self._making = ThreadPoolExecutor(1, "conch-otel")
         self._propagator = TraceContextTextMapPropagator()
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._closed = self._complained = False
 
     def put(self, trace: Trace) -> None:
-        if trace.times:
-            self._making.submit(self._make, trace)
+        if not trace.times:
+            return
+        with self._lock:
+            if self._closed:
+                return
+            full = self._waiting >= _MOST
+            tell, self._complained = full and not self._complained, full
+            if not full:
+                self._waiting += 1
+                self._making.submit(self._work, trace)
+        if tell:
+            _log.warning("traces are lost: more requests are traced than spans can be made of")
 
     def retire(self, source: Source) -> None:
         """Nothing is kept back."""
 
     def close(self) -> None:
+        with self._lock:
+            self._closed = True
         self._making.shutdown()
         # The SDK tries a collector that is away for longer than anyone waits for a server's end.
         ending = threading.Thread(target=self._provider.shutdown, name="conch-otel-end", daemon=True)
         ending.start()
         ending.join(_CLOSE_SECONDS)
 
+    def _work(self, trace: Trace) -> None:
+        try:
+            self._make(trace)
+        except Exception:  # noqa: BLE001  whatever it is, it is one trace's
+            _log.exception("a trace could not be made into spans")
+        finally:
+            with self._lock:
+                self._waiting -= 1
+
     def _make(self, trace: Trace) -> None:
         # Spans have the clock on the wall.
         offset = time.time_ns() - time.monotonic_ns()
         times = sorted([(ns + offset, name) for name, ns in trace.times], key=lambda each: each[0])
-        parent = self._propagator.extract({"traceparent": trace.context}) if trace.context else Context()
+        sent = {"traceparent": trace.context, "tracestate": trace.state}
+        parent = self._propagator.extract(sent) if trace.context else Context()
         # A step of an ensemble stands beside the ensemble's request; its parent's number says whose it is.
         root = parent if trace.parent_id else self._span("InferRequest", parent, times, times, {})
         attributes: dict[str, Any] = {

@@ -23,16 +23,9 @@ class RowStats(ModelStats):
         output_start_ns: int,
         end_ns: int,
         failed: Sequence[InferRequest] = (),
+        empty: int = 0,
     ) -> None:
         asked = [request for request in requests if request.form.model is not EMPTY]
         lost = [request for request in failed if request.form.model is not EMPTY]
-        super().executed(asked, start_ns, input_end_ns, output_start_ns, end_ns, lost)
-        empty = len(requests) + len(failed) - len(asked) - len(lost)
-        if empty:
-            rows = len(asked) + len(lost)
-            times = (input_end_ns - start_ns, output_start_ns - input_end_ns, end_ns - output_start_ns)
-            with self._lock:
-                self._batch(rows, -times[0], -times[1], -times[2], -1)
-                if not self.batches[rows].compute_infer.count:
-                    del self.batches[rows]
-                self._batch(rows + empty, *times)
+        empty += len(requests) + len(failed) - len(asked) - len(lost)
+        super().executed(asked, start_ns, input_end_ns, output_start_ns, end_ns, lost, empty)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Protocol
 
+from conch.observe.latencies import Latencies
 from conch.types.request import InferRequest
 
 #: The `model` of forms whose requests warm an instance up: such are no requests to anybody who counts.
@@ -106,8 +107,10 @@ class ModelStats:
     `executions` counts runs of the model.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, latencies: Latencies | None = None) -> None:
+        """`latencies` is where single durations go; None where nobody asks for more than sums."""
         self._lock = threading.Lock()
+        self.latencies = latencies
         #: Wall-clock milliseconds of the last request that was answered, 0 for never.
         self.last_inference_ms = 0
         self.inferences = 0
@@ -161,9 +164,11 @@ class ModelStats:
         output_start_ns: int,
         end_ns: int,
         failed: Sequence[InferRequest] = (),
+        empty: int = 0,
     ) -> None:
         """One execution is over: `requests` were answered, `failed` got an error; times are monotonic nanoseconds.
 
+        `empty` is how many more rows the batch had, without a request.
         `start_ns` is when the instance took the batch, `input_end_ns` when its inputs were ready, `output_start_ns`
         when the model was done and `end_ns` when the last answer had been handed to its sink.
         """
@@ -195,15 +200,11 @@ class ModelStats:
                 self.compute_output.ns += out * count
             for request in failed:
                 rows += request.form.rows
-            self._batch(rows, into, run, out)
-        if self.traced:
-            for request in requests:
-                if request.trace is not None:
-                    request.trace.executed(request.queued_ns, start_ns, input_end_ns, output_start_ns, end_ns)
-        if self.metered:
-            for request in requests:
-                if request.meter is not None:
-                    request.meter.computed((into, run, out))
+            self._batch(rows + empty, into, run, out)
+        if self.latencies is not None:
+            self.latencies.executed(requests, start_ns, (into, run, out), end_ns)
+        if self.traced or self.metered:
+            _tell(requests, start_ns, input_end_ns, output_start_ns, end_ns)
         if failed:
             self.failed(failed, Reason.BACKEND, end_ns)
 
@@ -224,6 +225,8 @@ class ModelStats:
             self.queue.ns += queued
             self.cache_hit.count += count
             self.cache_hit.ns += hit_ns * count
+        if self.latencies is not None:
+            self.latencies.hit(requests, found_ns, end_ns, hit_ns)
         if self.traced:
             for request in requests:
                 if request.trace is not None:
@@ -236,6 +239,8 @@ class ModelStats:
             self.cache_miss.count += 1
             self.cache_miss.ns += ns
             self.success.ns += ns
+        if self.latencies is not None:
+            self.latencies.missed(ns, time.monotonic_ns())
 
     def ran(
         self,
@@ -275,6 +280,9 @@ class ModelStats:
             ):
                 duration.count += 1
                 duration.ns += ns
+        if self.latencies is not None:
+            compute = (input_end - start, output_start - input_end, (execution.end_ns or end_ns) - output_start)
+            self.latencies.executed((request,), start, compute, end_ns)
         if request.trace is not None:
             request.trace.executed(request.queued_ns, start, input_end, output_start, end_ns)
         if request.meter is not None:
@@ -298,13 +306,15 @@ class ModelStats:
                 duration.count += 1
                 duration.ns += ns
             self._batch(rows, *compute)
+        if self.latencies is not None:
+            self.latencies.executed((request,), start_ns, compute, end_ns)
         if request.trace is not None:
             request.trace.composed(request.queued_ns)
         if request.meter is not None:
             request.meter.computed(compute)
 
-    def composed_more(self, request: InferRequest, compute: Compute) -> None:
-        """The last step of an ensemble's request tells its times after the answer."""
+    def composed_more(self, request: InferRequest, compute: Compute, before: Compute) -> None:
+        """The last step of an ensemble's request tells its times after the answer; `before` they were the sum."""
         with self._lock:
             batch = self.batches[request.form.rows]
             own = (self.compute_input, self.compute_infer, self.compute_output)
@@ -314,6 +324,8 @@ class ModelStats:
                 (batch.compute_input, batch.compute_infer, batch.compute_output), compute, strict=True
             ):
                 duration.ns += ns
+        if self.latencies is not None:
+            self.latencies.composed_more(compute, before)
         if request.meter is not None:
             request.meter.computed(compute)
 
@@ -335,16 +347,16 @@ class ModelStats:
                 duration.count += 1
                 duration.ns += infer_ns + output_ns
 
-    def _batch(self, rows: int, into: int, run: int, out: int, count: int = 1) -> None:
-        """One more execution of so many rows (`count` -1: one less); nanoseconds."""
+    def _batch(self, rows: int, into: int, run: int, out: int) -> None:
+        """One more execution of so many rows; nanoseconds."""
         batch = self.batches.get(rows)
         if batch is None:
             batch = self.batches[rows] = BatchDurations()
-        batch.compute_input.count += count
+        batch.compute_input.count += 1
         batch.compute_input.ns += into
-        batch.compute_infer.count += count
+        batch.compute_infer.count += 1
         batch.compute_infer.ns += run
-        batch.compute_output.count += count
+        batch.compute_output.count += 1
         batch.compute_output.ns += out
 
     def padded(self, real: int, elements: int) -> None:
@@ -373,3 +385,16 @@ class ModelStats:
 def _counted(requests: Sequence[InferRequest]) -> list[InferRequest]:
     """These requests without those that are no client's."""
     return [each for each in requests if each.form.model is not WARMUP]
+
+
+def _tell(
+    requests: Sequence[InferRequest], start_ns: int, input_end_ns: int, output_start_ns: int, end_ns: int
+) -> None:
+    """Tell the traces and meters of requests, where they have some, when their model has run."""
+    compute = (input_end_ns - start_ns, output_start_ns - input_end_ns, end_ns - output_start_ns)
+    for request in requests:
+        if request.trace is not None:
+            request.trace.executed(request.queued_ns, start_ns, input_end_ns, output_start_ns, end_ns)
+    for request in requests:
+        if request.meter is not None:
+            request.meter.computed(compute)

@@ -56,16 +56,18 @@ class Recorder(Protocol):
 class Source:
     """One setting in force, and how far it has come."""
 
-    __slots__ = ("created", "finished", "held", "left", "seen", "setting")
+    __slots__ = ("created", "held", "held_bytes", "left", "seen", "setting", "taken")
 
     def __init__(self, setting: TraceSetting) -> None:
         self.setting = setting
         self.left = setting.count
         self.seen = 0
         self.created = 0
-        self.finished = 0
-        #: For the recorder: traces that wait for more.
+        #: For the recorder: traces that it has taken, or had to drop.
+        self.taken = 0
+        #: For the recorder: traces that wait for more, and about how much memory they take.
         self.held: list[Trace] = []
+        self.held_bytes = 0
 
 
 class Trace:
@@ -73,7 +75,7 @@ class Trace:
 
     __slots__ = (
         "_lock", "_number", "_open", "_recorder", "context", "id", "model", "parent_id", "request_id", "source",
-        "tensors", "times", "transport", "version",
+        "state", "tensors", "times", "transport", "version",
     )  # fmt: skip
 
     def __init__(
@@ -97,6 +99,8 @@ class Trace:
         self.transport: str = getattr(request.sink, "protocol", "")
         #: The W3C trace context that the client sent.
         self.context: str = getattr(request.sink, "trace_context", "")
+        #: What other tracing systems have added to it.
+        self.state: str = getattr(request.sink, "trace_state", "")
         self.times: list[tuple[str, int]] = []
         self.tensors: list[tuple[str, Tensor]] = []
         self._recorder = recorder
@@ -107,7 +111,7 @@ class Trace:
     def child(self, request: InferRequest) -> Trace:
         """The trace of a request made for this one: a step of an ensemble."""
         trace = Trace(self._number(), request, self.source, self._recorder, self._number)
-        trace.parent_id, trace.context = self.id, self.context
+        trace.parent_id, trace.context, trace.state = self.id, self.context, self.state
         # No transport answers it.
         trace._open = 1
         self.source.created += 1
@@ -148,12 +152,19 @@ class Trace:
     def answered(self) -> None:
         self._close()
 
+    def refused(self) -> None:
+        """The request was not even taken over: nobody has anything more to note."""
+        if self._open == 2:
+            self.at("REQUEST_END", time.monotonic_ns())
+        with self._lock:
+            self._open = min(self._open, 1)
+        self._close()
+
     def _close(self) -> None:
         with self._lock:
             self._open -= 1
             if self._open:
                 return
-        self.source.finished += 1
         self._recorder.put(self)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
@@ -18,9 +19,12 @@ from conch.types.tensor import Tensor, split_bytes
 
 _log = logging.getLogger("conch")
 
-#: Traces, and bytes of their tensors, that may wait for a slow disk; more are dropped and counted.
+#: Traces, and bytes of their tensors, that may wait for a slow disk; more are dropped and counted. What waits for a
+#: file of every n traces takes no more bytes either: then the file comes sooner.
 _BACKLOG = 10_000
 _BACKLOG_BYTES = 1 << 28
+#: About what a trace takes besides its tensors.
+_TRACE_BYTES = 2048
 
 
 class TraceFile:
@@ -31,7 +35,8 @@ class TraceFile:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._begun = False
+        #: How long the file is as it was left; 0 before the first traces.
+        self._length = 0
         self._index = 0
         self._broken = False
         self._jobs: deque[Trace | Source] = deque()
@@ -46,13 +51,16 @@ class TraceFile:
         with self._changed:
             if len(self._jobs) >= _BACKLOG or (self._jobs and self._bytes + size > _BACKLOG_BYTES):
                 self._dropped += 1
+                trace.source.taken += 1
                 return
             self._bytes += size
             self._add(trace)
 
     def retire(self, source: Source) -> None:
         with self._changed:
-            self._add(source)
+            # Without a writer there has been no trace, and nothing is held.
+            if self._writer is not None:
+                self._add(source)
 
     def close(self) -> None:
         with self._changed:
@@ -63,7 +71,7 @@ class TraceFile:
 
     def _add(self, job: Trace | Source) -> None:
         self._jobs.append(job)
-        if self._writer is None and isinstance(job, Trace):
+        if self._writer is None:
             self._writer = threading.Thread(target=self._run, name="conch-trace", daemon=True)
             self._writer.start()
         self._changed.notify_all()
@@ -92,41 +100,49 @@ class TraceFile:
                 self._save(job)
                 continue
             source = job.source
+            source.taken += 1
             frequency = source.setting.log_frequency
             if frequency == 0:
                 plain.append(job)
                 continue
             source.held.append(job)
+            source.held_bytes += _TRACE_BYTES + _size(job)
             # A late trace of a setting that is no longer in force waits for nothing either.
-            if len(source.held) >= frequency or (source.left == 0 and source.finished >= source.created):
+            full = len(source.held) >= frequency or source.held_bytes > _BACKLOG_BYTES
+            if full or (source.left == 0 and source.taken >= source.created):
                 self._save(source)
         if plain:
             self._append(plain)
 
     def _save(self, source: Source) -> None:
-        traces, source.held = source.held, []
+        traces, source.held, source.held_bytes = source.held, [], 0
         if not traces:
             return
         path = Path(f"{self._path}.{self._index}")
         self._index += 1
         try:
-            path.write_text("[" + _lines(traces) + "]", encoding="utf-8")
+            path.write_bytes(b"[" + _lines(traces) + b"]")
         except OSError as error:
             self._complain(path, error)
+        else:
+            self._broken = False
 
     def _append(self, traces: list[Trace]) -> None:
         path = Path(self._path)
         text = _lines(traces)
         try:
-            if not self._begun:
-                path.write_text("[" + text + "]", encoding="utf-8")
-                self._begun = True
-                return
-            with path.open("r+b") as file:
-                file.seek(-1, 2)
-                file.write(b"," + text.encode() + b"]")
+            # Somebody may have moved or emptied the file meanwhile: then another one begins.
+            goes_on = self._length > 0 and path.is_file() and path.stat().st_size >= self._length
+            if not goes_on:
+                self._length = 0
+                path.write_bytes(b"[" + text + b"]")
+                self._length = len(text) + 2
+            else:
+                self._length = _extend(path, self._length, b"," + text + b"]")
         except OSError as error:
             self._complain(path, error)
+        else:
+            self._broken = False
 
     def _complain(self, path: Path, error: OSError) -> None:
         if not self._broken:
@@ -134,9 +150,29 @@ class TraceFile:
             _log.error("traces are lost: '%s' cannot be written: %s", path, error.strerror)
 
 
-def _lines(traces: list[Trace]) -> str:
+def _extend(path: Path, length: int, text: bytes) -> int:
+    """Write `text` over the last byte of a file of this length; its new length. After an error it is as it was."""
+    with path.open("r+b", buffering=0) as file:
+        last = length - 1
+        try:
+            file.truncate(length)
+            file.seek(last)
+            left = memoryview(text)
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(last)
+                file.seek(last)
+                file.write(b"]")
+            raise
+    return last + len(text)
+
+
+def _lines(traces: list[Trace]) -> bytes:
+    # Names that are no Unicode (half of a surrogate pair) are shown as such.
     return ",".join([json.dumps(each, ensure_ascii=False, separators=(",", ":")) for trace in traces
-                     for each in activities(trace)])  # fmt: skip
+                     for each in activities(trace)]).encode("utf-8", "backslashreplace")  # fmt: skip
 
 
 def activities(trace: Trace) -> Iterator[dict[str, Any]]:
@@ -155,15 +191,23 @@ def activities(trace: Trace) -> Iterator[dict[str, Any]]:
             "activity": activity,
             "tensor": {
                 "name": tensor.name,
-                "data": tensor_text(tensor),
+                "data": _text(tensor),
                 "shape": ",".join(map(str, tensor.shape)),
                 "dtype": tensor.datatype.name,
             },
         }
 
 
+def _text(tensor: Tensor) -> str:
+    """Empty for bytes that are not the elements they should be: a backend may have answered anything."""
+    try:
+        return tensor_text(tensor)
+    except ValueError:
+        return ""
+
+
 def tensor_text(tensor: Tensor) -> str:
-    """The elements with commas between them: numbers as C++ prints them, strings in quotes."""
+    """The elements with commas between them: numbers as C++ prints them, strings in quotes. Raises ValueError."""
     if tensor.datatype is BYTES:
         return ",".join([f'"{each.decode("utf-8", "replace")}"' for each in split_bytes(tensor.data)])
     if tensor.datatype.name == "BF16":

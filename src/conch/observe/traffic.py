@@ -176,11 +176,7 @@ def _head(name: str, kind: str, text: str) -> list[str]:
 
 
 def _line(name: str, labels: Mapping[str, str], value: float) -> str:
-    return f"{name}{join(labels)} {_number(value)}\n"
-
-
-def _number(value: float) -> str:
-    return "+Inf" if value == float("inf") else plain(value)
+    return f"{name}{join(labels)} {plain(value)}\n"
 
 
 def _histogram(model: str, label: str, arm: ArmCounts) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+import itertools
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextvars import copy_context
-from typing import Any
+from typing import Any, Never
 
 import numpy as np
 
@@ -24,14 +26,13 @@ class CallableProgram:
     """A `Program`: one callable for each instance. `dead` hears of one that cannot go on."""
 
     def __init__(self, functions: Sequence[Callable[..., Any]], model: BoundModel, dead: Callable[[], object]) -> None:
-        self._functions = functions
+        #: Instances are opened side by side.
+        self._functions = itertools.cycle(functions)
         self._model = model
         self._dead = dead
-        self._opened = 0
 
     def open(self, placement: Placement) -> Copy | AsyncCopy:
-        function = self._functions[self._opened % len(self._functions)]
-        self._opened += 1
+        function = next(self._functions)
         called = function if inspect.isroutine(function) else type(function).__call__
         if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
             return _Async(function, self._model, self._dead)
@@ -52,13 +53,13 @@ class _Plain:
             if not inspect.isgenerator(result):
                 _answer(self._model, calls, result)
                 return
-            for each in _in(context, result):
-                for call in calls:
-                    call.wait_for_reader()
-                if all(call.cancelled for call in calls):
-                    result.close()
-                    break
-                _respond(self._model, calls, each)
+            with contextlib.closing(result):
+                for each in _in(context, result):
+                    for call in calls:
+                        call.wait_for_reader()
+                    if all(call.cancelled for call in calls):
+                        break
+                    _respond(self._model, calls, each)
         except PyTritonUnrecoverableError:
             self._dead()
             raise
@@ -78,7 +79,7 @@ class _Async:
     async def answer(self, calls: Sequence[Call]) -> None:
         current.set(self._model)
         try:
-            result = self._function(_requests(calls))
+            result: Any = self._function(_requests(calls))
             if not inspect.isasyncgen(result):
                 _answer(self._model, calls, await result)
                 return
@@ -87,13 +88,14 @@ class _Async:
             self._dead()
             raise
 
-    async def _stream(self, calls: Sequence[Call], result: AsyncIterator[Any]) -> None:
-        async for each in result:
-            for call in calls:
-                await call.reader()
-            if all(call.cancelled for call in calls):
-                break
-            _respond(self._model, calls, each)
+    async def _stream(self, calls: Sequence[Call], result: AsyncGenerator[Any, Never]) -> None:
+        async with contextlib.aclosing(result):
+            async for each in result:
+                for call in calls:
+                    await call.reader()
+                if all(call.cancelled for call in calls):
+                    break
+                _respond(self._model, calls, each)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 
 from conch.library import Server
 from conch.library.bound import Bound
-from conch.library.ending import wait_for_end
+from conch.library.ending import serve_until
 from conch.pytriton.context import BoundModel
 from conch.pytriton.exceptions import PyTritonInvalidOperationError, PyTritonValidationError
 from conch.pytriton.model_config import ModelConfig, Tensor
@@ -152,8 +152,9 @@ class Triton:
                 given.setdefault(f"{each}_port", port)
         given.setdefault("http_address", "0.0.0.0")  # noqa: S104  PyTriton's default
         given.setdefault("grpc_address", "0.0.0.0")  # noqa: S104
-        server = Server(repository, functions=self._bound, **given).start()
+        # Before it starts: a model may say at once that it cannot go on.
         self._ended.clear()
+        server = Server(repository, functions=self._bound, **given).start()
         self._server = server
         self.http_port, self.grpc_port, self.metrics_port = server.http_port, server.grpc_port, server.metrics_port
 
@@ -163,10 +164,7 @@ class Triton:
         `monitoring_period_s` is not needed: models and server are this process.
         """
         self.run()
-        try:
-            wait_for_end(self._ended)
-        finally:
-            self.stop()
+        serve_until(self._ended, self.stop)
 
     def stop(self) -> bool:
         """False when it did not run."""

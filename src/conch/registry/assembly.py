@@ -9,9 +9,11 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 
 from conch.pb.model_config_pb2 import ModelConfig
+from conch.registry.attempts import Attempt, Attempts, OutdatedError, Report
 from conch.registry.dependents import Dependents, lacking
 from conch.registry.ensembles import EnsembleLoader, Held
 from conch.registry.failure import with_hint
@@ -41,9 +43,10 @@ class Assembly:
         self.ensembles = ensembles
         self._lock = threading.Lock()
         self._graph = Dependents()
+        self._attempts = Attempts()
         #: Ensembles as they were read last, to be made anew without reading them again.
         self._read: dict[str, Read] = {}
-        #: Why the last load of a model failed.
+        #: Why the last load of a model failed that was read once.
         self._failures: dict[str, InferError] = {}
         #: Models that were loaded with parameters: the load of an ensemble leaves them as they are.
         self._overridden: set[str] = set()
@@ -65,7 +68,7 @@ class Assembly:
             begun = None if batch is None else batch.get(name)
             if begun is not None:
                 if asked:
-                    self._graph_asked(name)
+                    self._graph.ask(name)
                 return begun, False
             outer = promise()
             if batch is not None:
@@ -84,8 +87,12 @@ class Assembly:
         """With `cascade`, models that only this one needed, and that nobody asked for, go with it."""
         with self._lock:
             gone = self._graph.remove(name, cascade=cascade) or [name]
+            reads = [self._read.pop(each, None) for each in gone]
             for each in gone:
-                self._forget(each)
+                self._attempts.outdate(each)
+                self._failures.pop(each, None)
+                self._overridden.discard(each)
+        _drop(reads)
         outer = promise()
         futures = [self.lanes.submit(each, partial(self.roster.unload, each)) for each in gone]
 
@@ -96,23 +103,57 @@ class Assembly:
         after(futures, unloaded)
         return outer
 
+    def end(self) -> None:
+        """No ensemble is made anew any more: their files are given back."""
+        with self._lock:
+            reads, self._read = list(self._read.values()), {}
+        _drop(reads)
+
     # What a load does.
 
-    def note(self, name: str, needs: list[str], *, asked: bool, overridden: bool) -> bool:
-        """A model was read. Returns whether it needs itself."""
+    def attempt(self, name: str) -> Attempt:
+        """A load begins; `over` is to follow."""
         with self._lock:
-            self._graph.note(name, needs, asked=asked)
-            self._overridden.discard(name)
-            if overridden:
-                self._overridden.add(name)
+            return self._attempts.begin(name)
+
+    def over(self, attempt: Attempt) -> None:
+        with self._lock:
+            self._attempts.end(attempt)
+
+    def note(self, *reports: Report) -> None:
+        """These models were read. Raises OutdatedError where one was unloaded meanwhile, and then notes nothing."""
+        with self._lock:
+            for each in reports:
+                each.attempt.check()
+            before = [self._note(each) for each in reports]
+        _drop(before)
+
+    def _note(self, report: Report) -> Read | None:
+        """With the lock held. Returns what is not kept any more."""
+        name = report.attempt.name
+        self._graph.note(name, report.needs, asked=report.asked)
+        self._overridden.discard(name)
+        if report.overridden:
+            self._overridden.add(name)
+        before = self._read.pop(name, None)
+        if report.read is not None:
+            stored, config, lease = report.read
+            lease.hold()
+            # What was forced is so once.
+            self._read[name] = (replace(stored, anew=False), config, lease)
+        return before
+
+    def circular(self, name: str) -> bool:
+        """Whether it needs itself."""
+        with self._lock:
             return bool(self._graph.circle(name))
 
     def ended(self, name: str, error: InferError | None) -> None:
         with self._lock:
-            if error is None:
-                self._failures.pop(name, None)
-            else:
-                self._failures[name] = error
+            self._failures.pop(name, None)
+            # Names that mean nothing are not remembered: clients may think of many.
+            if error is not None and self._graph.knows(name):
+                self._failures[name] = InferError(error.code, error.message, error.hint)
 
     def left_alone(self, name: str) -> bool:
         """Whether a member stays as it is when an ensemble is loaded."""
@@ -122,8 +163,9 @@ class Assembly:
     def load_plain(self, stored: StoredModel, config: ModelConfig, *, gated: bool) -> None:
         self.loading.carry_out(stored, config, gated=gated)
 
-    def load_ensemble(self, read: Read, *, again: bool = False) -> None:
-        """Blocking; the members have been loaded, or have failed. `again`: a member has changed. Raises InferError."""
+    def load_ensemble(self, read: Read, attempt: Attempt | None) -> None:
+        """Blocking; the members have been loaded, or have failed. Without `attempt` because a member has changed.
+        Raises InferError."""
         stored, config, lease = read
         name = stored.identity
         if self.ensembles is None:
@@ -131,13 +173,15 @@ class Assembly:
         previous = self.roster.table.versions(name)
         members: list[ServedVersion] = []
         try:
-            members = self._hold_members(name, config)
+            members = self._hold_members(name, config, attempt)
             self.ensembles.check(config, members)
+        except OutdatedError:
+            raise
         except InferError as error:
             let_go(members)
             self.loading.loads.failed(name)
             log.error("%s", with_hint(str(error), error.hint))  # noqa: TRY400  the text says it
-            if previous and (again or not self._intact(previous)):
+            if previous and (attempt is None or not self._intact(previous)):
                 self.roster.unload(name)
             elif not previous:
                 self.roster.refused(name, error, known=True)
@@ -152,14 +196,6 @@ class Assembly:
             # The ensemble, if there is one now, holds them itself.
             let_go(members)
 
-    def keep(self, read: Read) -> None:
-        """Remember an ensemble, and its files, to make it anew."""
-        with self._lock:
-            before = self._read.get(read[0].identity)
-            self._read[read[0].identity] = read
-        if before is not None:
-            before[2].drop()
-
     def finish(self, name: str, outer: Future[None], error: InferError | None, batch: Batch | None,
                path: tuple[str, ...]) -> None:  # fmt: skip
         """A load is over: the ensembles that need the model follow, but for those that are waiting for it (`path`)."""
@@ -168,23 +204,23 @@ class Assembly:
         else:
             self.renew_dependents([name], {name, *path}, partial(settle, outer, error))
 
-    def _hold_members(self, name: str, config: ModelConfig) -> list[ServedVersion]:
+    def _hold_members(self, name: str, config: ModelConfig, attempt: Attempt | None) -> list[ServedVersion]:
         """As `_members`; none of them ends meanwhile."""
         while True:
-            members = self._members(name, config)
+            members = self._members(name, config, attempt)
             held = [member for member in members if member.hold()]
             if len(held) == len(members):
                 return members
             # One was replaced between the look and the hold: its successor serves already.
             let_go(held)
 
-    def _members(self, name: str, config: ModelConfig) -> list[ServedVersion]:
+    def _members(self, name: str, config: ModelConfig, attempt: Attempt | None) -> list[ServedVersion]:
         """The versions that run the steps. Raises InferError with Triton's texts."""
         with self._lock:
+            if attempt is not None:
+                attempt.check()
             if not self._graph.knows(name):
-                raise invalid(
-                    "Newer operation has been applied to the model lifecycle, current load operation is out-dated."
-                )
+                raise OutdatedError(name)
             circle = self._graph.circle(name)
             wanted = needs(config)
             missing = [each for each in wanted if not self._graph.knows(each)]
@@ -238,23 +274,22 @@ class Assembly:
     def _renew(self, name: str) -> None:
         with self._lock:
             read = self._read.get(name)
-        if read is None:
-            return
+            if read is None:
+                return
+            # It may be unloaded meanwhile.
+            read[2].hold()
         try:
-            self.load_ensemble(read, again=True)
+            self.load_ensemble(read, None)
         except InferError as error:
             # It has been logged, and is what the ensemble's own state says.
             log.debug("%s", error)
         else:
             self.ended(name, None)
+        finally:
+            read[2].drop()
 
-    def _graph_asked(self, name: str) -> None:
-        if self._graph.knows(name):
-            self._graph.note(name, self._graph.needs(name), asked=True)
 
-    def _forget(self, name: str) -> None:
-        self._failures.pop(name, None)
-        self._overridden.discard(name)
-        read = self._read.pop(name, None)
+def _drop(reads: Iterable[Read | None]) -> None:
+    for read in reads:
         if read is not None:
             read[2].drop()

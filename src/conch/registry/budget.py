@@ -50,6 +50,8 @@ class Budget:
     def __init__(self, limit: Amounts, loads: int = 4) -> None:
         self.limit = dict(limit)
         self._loads = loads
+        #: So many loads more may go on: models wait for them while they are loaded themselves.
+        self.lent = 0
         self._tenants: dict[Tenant, None] = {}
         self._waiting: list[Tenant] = []
         #: What the server itself takes, and the least that it ever took.
@@ -160,7 +162,7 @@ class Budget:
         loading = [each for each in self._tenants if each.stage is Stage.LOADING]
         stuck: Tenant | None = None
         for tenant in list(self._waiting):
-            if len(loading) >= self._loads or (stuck is not None and self._drains_for is stuck):
+            if len(loading) >= self._loads + self.lent or (stuck is not None and self._drains_for is stuck):
                 # Those that make room for one must not lose it to another.
                 break
             if tenant.alone and any(each.alone and this.now - each.since < ALONE for each in loading):

@@ -16,7 +16,7 @@ from conch.schedule.api import Elastic
 from conch.schedule.queue import Post
 from conch.schedule.rate import Demand, Resource
 from conch.schedule.turns import Turns, limited, pinned
-from conch.types.error import invalid
+from conch.types.error import invalid, unavailable
 
 log = logging.getLogger("conch.registry")
 
@@ -65,7 +65,7 @@ class Change:
 
 
 class Crew:
-    """Calls for one version must not overlap; `close` comes last."""
+    """Calls for one version must not overlap; `close` comes last, but may come while a change is made or committed."""
 
     def __init__(
         self, model: str, loaded: LoadedModel, equipment: Equipment, post: Post, warm: Callable[[Instance, str], None]
@@ -79,6 +79,8 @@ class Crew:
         self._members: list[_Member] = []
         self._scheduler: Elastic | None = None
         self._leaving: list[threading.Thread] = []
+        #: A change takes force whole, or finds the version closing.
+        self._lock = threading.Lock()
 
     @property
     def instances(self) -> list[Instance]:
@@ -104,7 +106,8 @@ class Crew:
         Raises InferError, and then all is as it was.
         """
         scheduler = self._scheduler
-        assert scheduler is not None
+        if scheduler is None:
+            raise unavailable("Server exiting")
         places = list(_places(groups, self._model))
         spare = list(self._members)
         stay, wanted = [], []
@@ -123,30 +126,35 @@ class Crew:
             raise
 
         def commit() -> None:
-            if self._scheduler is None:
-                # The server is stopping, and has closed the version meanwhile.
-                _close(fresh)
-                return
-            for member in fresh:
-                scheduler.hire(member.instance, member.name)
-            self._members = [*stay, *fresh]
-            self._dismiss(scheduler, spare)
+            idle = list(fresh)
+            try:
+                with self._lock:
+                    # There is none where the server is stopping, and is closing the version meanwhile.
+                    while idle and self._scheduler is not None:
+                        scheduler.hire(idle[0].instance, idle[0].name)
+                        self._members = [*self._members, idle.pop(0)]
+                    if self._scheduler is not None:
+                        self._members = [*stay, *fresh]
+                        self._dismiss(scheduler, spare)
+            finally:
+                _close(idle)
 
         return Change(commit, lambda: _close(fresh))
 
     def close(self) -> None:
         """After the scheduler is closed. All are closed even if some raise; the last error is raised."""
-        for thread in self._leaving:
-            thread.join(_FAREWELL)
+        self.settle()
         members, self._members = self._members, []
-        self._scheduler = None
         with contextlib.ExitStack() as stack:
             for member in members:
                 stack.callback(member.instance.close)
 
     def settle(self) -> None:
-        """Wait for the instances that are on their way out; before the scheduler is closed."""
-        for thread in self._leaving:
+        """Change no more, and wait for the instances that are on their way out; before the scheduler is closed."""
+        with self._lock:
+            self._scheduler = None
+            leaving, self._leaving = self._leaving, []
+        for thread in leaving:
             thread.join(_FAREWELL)
 
     def _dismiss(self, scheduler: Elastic, members: Sequence[_Member]) -> None:

@@ -3,38 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 
 from conch.types.error import InferError, invalid
-
-
-@dataclass(slots=True)
-class _Model:
-    needs: tuple[str, ...]
-    asked: bool
 
 
 class Dependents:
     """The models that were read and not unloaded since, whether they could be loaded or not."""
 
     def __init__(self) -> None:
-        self._models: dict[str, _Model] = {}
+        #: Each model's needs.
+        self._models: dict[str, tuple[str, ...]] = {}
+        self._asked: set[str] = set()
 
     def note(self, name: str, needs: Sequence[str], *, asked: bool) -> None:
         """`needs` are the models of an ensemble's steps. A model once asked for stays so until it is removed."""
-        before = self._models.get(name)
-        self._models[name] = _Model(tuple(dict.fromkeys(needs)), asked or (before is not None and before.asked))
+        self._models[name] = tuple(dict.fromkeys(needs))
+        if asked:
+            self._asked.add(name)
+
+    def ask(self, name: str) -> None:
+        """Somebody asked for it by name, and it may not have been read yet."""
+        self._asked.add(name)
 
     def knows(self, name: str) -> bool:
         return name in self._models
 
     def needs(self, name: str) -> tuple[str, ...]:
-        model = self._models.get(name)
-        return () if model is None else model.needs
+        return self._models.get(name, ())
 
     def dependents(self, name: str) -> list[str]:
         """The ensembles that have a step of this model."""
-        return [other for other, model in self._models.items() if name in model.needs]
+        return [other for other, needs in self._models.items() if name in needs]
 
     def affected(self, names: Iterable[str], but: Collection[str] = ()) -> list[list[str]]:
         """All ensembles above these models, but for some: those of each list need only such as stand in lists before.
@@ -75,15 +74,16 @@ class Dependents:
         waiting = [name]
         while waiting:
             current = waiting.pop(0)
-            model = self._models.pop(current, None)
-            if model is None:
+            needs = self._models.pop(current, None)
+            self._asked.discard(current)
+            if needs is None:
                 continue
             gone.append(current)
             if cascade:
                 waiting += [
                     needed
-                    for needed in model.needs
-                    if needed in self._models and not self._models[needed].asked and not self.dependents(needed)
+                    for needed in needs
+                    if needed in self._models and needed not in self._asked and not self.dependents(needed)
                 ]
         return gone
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from conch.registry.failure import as_infer_error
+from conch.types.error import foreign
 
 _log = logging.getLogger("conch.registry")
 
@@ -39,8 +39,10 @@ class Desk:
             if not self._deaf:
                 self._words.put(word)
                 if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                    self._thread.start()
+                    thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                    thread.start()
+                    # Only now: what has not begun is tried again by the next word.
+                    self._thread = thread
                 return
         # Whoever waits for what becomes of it is to hear it.
         self._heed(word)
@@ -53,7 +55,7 @@ class Desk:
                 word()
             except Exception as raised:
                 if not future.done():
-                    future.set_exception(as_infer_error(raised))
+                    future.set_exception(foreign(raised))
                 raise
 
         self.say(asked)

@@ -13,6 +13,7 @@ from conch.config.ensemble_members import check_members
 from conch.config.ignored import ignored_fields
 from conch.config.rules import validate
 from conch.config.spec import model_spec
+from conch.observe.latencies import SUMS, Details, latencies_of
 from conch.observe.stats import ModelStats
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.registry.labels import with_labels
@@ -36,12 +37,14 @@ def is_ensemble(config: ModelConfig) -> bool:
 
 
 class EnsembleLoader:
-    """`prepare` makes the forms of the steps' requests; `remember` is None where the server has no response cache."""
+    """`prepare` makes the forms of the steps' requests; `remember` is None where the server has no response cache.
+    `details` are of the latencies that the ensembles' statistics keep."""
 
-    def __init__(self, prepare: Prepare, post: Post, remember: Remember | None = None) -> None:
+    def __init__(self, prepare: Prepare, post: Post, remember: Remember | None = None, details: Details = SUMS) -> None:
         self._prepare = prepare
         self._post = post
         self._remember = remember
+        self._details = details
 
     def check(self, config: ModelConfig, members: Sequence[ServedVersion]) -> dict[str, int]:
         """Whether the steps fit `members`, the versions that run them. Raises InferError; returns the stages."""
@@ -73,7 +76,10 @@ class EnsembleLoader:
         goes_on = before is not None and dataclasses.replace(before.key, shared="") == dataclasses.replace(
             key, shared=""
         )
-        stats = before.stats if before is not None and goes_on else ModelStats()
+        if before is not None and goes_on:
+            stats = before.stats
+        else:
+            stats = ModelStats(latencies_of(self._details, decoupled=spec.decoupled))
         cast = Cast(graph_of(complete, stages), members, spec, self._prepare)
         limit = complete.ensemble_scheduling.max_inflight_requests
         scheduler: Scheduler = EnsembleScheduler(cast, stats, self._post, limit)

@@ -4,16 +4,6 @@ from __future__ import annotations
 
 import logging
 
-from conch.types.error import InferError, internal
-
-
-def as_infer_error(error: BaseException) -> InferError:
-    """What a client is told of an exception that is not one of ours."""
-    if isinstance(error, InferError):
-        return error
-    text = str(error)
-    return internal(f"{type(error).__name__}: {text}" if text else type(error).__name__)
-
 
 def with_hint(text: str, hint: str) -> str:
     """For people: what happened, and how to fix it."""

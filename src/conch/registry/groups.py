@@ -11,14 +11,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from conch.pb.model_config_pb2 import ModelConfig
+from conch.registry.attempts import Attempt, OutdatedError, Report
 from conch.registry.ensembles import is_ensemble
-from conch.registry.failure import as_infer_error, with_hint
+from conch.registry.failure import with_hint
 from conch.registry.lease import Read, leased
 from conch.registry.load import needs
 from conch.registry.loading import Ready
 from conch.registry.promises import after, promise, settle
 from conch.registry.served import ServedVersion, let_go
-from conch.types.error import InferError, invalid
+from conch.types.error import InferError, foreign, invalid
 
 if TYPE_CHECKING:
     from conch.registry.assembly import Assembly
@@ -33,7 +34,7 @@ class _Member:
     name: str
     parameters: Mapping[str, str | bytes]
     config: ModelConfig
-    #: An ensemble, which is loaded when the models of its steps are there.
+    #: An ensemble, which is loaded when the models of its steps are there; its files are kept until the load is over.
     read: Read | None = None
     ready: Ready | None = None
 
@@ -59,12 +60,14 @@ class Group:
         self._anew = anew
         self._lock = threading.Lock()
         self._members: dict[str, _Member] = {}
+        self._attempts: dict[str, Attempt] = {}
         #: Ends when other loads of these models may go on.
         self._decided = promise()
 
     def begin(self) -> Future[None]:
         """Returns at once. The future ends with None or an InferError that names the model that failed."""
         outer = promise()
+        self._attempts = {name: self._assembly.attempt(name) for name in self._asked}
         works = {name: partial(self._make, name, parameters) for name, parameters in self._asked.items()}
         firsts = self._assembly.lanes.hold(works, self._decided)
         # The last work ends in a lane's thread, or right here: what comes next takes its time.
@@ -80,6 +83,11 @@ class Group:
         if not self._decided.done():
             # The server is stopping, and nothing has been decided.
             self._give_up("Server exiting")
+        for member in self._members.values():
+            if member.read is not None:
+                member.read[2].drop()
+        for attempt in self._attempts.values():
+            self._assembly.over(attempt)
         if error is not None:
             settle(outer, error)
             return
@@ -112,18 +120,27 @@ class Group:
                 raise self._failed(member.name, raised) from raised
         assembly = self._assembly
         members = list(self._members.values())
-        for member in members:
-            assembly.note(member.name, member.needs(), asked=True, overridden=bool(member.parameters))
-            if member.read is not None:
-                assembly.keep(member.read)
-        assembly.loading.commit([member.ready for member in members if member.ready is not None])
-        for member in members:
-            assembly.ended(member.name, None)
-        log.info("successfully loaded together: %s", ", ".join(self._members))
-        settle(self._decided, None)
+        try:
+            assembly.note(*[self._report(member) for member in members])
+        except OutdatedError as outdated:
+            name = next(name for name, each in self._attempts.items() if each.outdated)
+            raise self._failed(name, outdated) from outdated
+        try:
+            assembly.loading.commit([member.ready for member in members if member.ready is not None])
+            for member in members:
+                assembly.ended(member.name, None)
+            log.info("successfully loaded together: %s", ", ".join(self._members))
+        finally:
+            settle(self._decided, None)
+
+    def _report(self, member: _Member) -> Report:
+        return Report(
+            self._attempts[member.name], member.needs(), asked=True, overridden=bool(member.parameters),
+            read=member.read,
+        )  # fmt: skip
 
     def _failed(self, name: str, raised: BaseException) -> InferError:
-        error = as_infer_error(raised)
+        error = foreign(raised)
         self._give_up(f"'{name}' of the same group could not be loaded")
         self._assembly.ended(name, error)
         others = ", ".join([f"'{each}'" for each in self._asked if each != name])
@@ -135,8 +152,6 @@ class Group:
         for member in self._members.values():
             if member.ready is not None:
                 self._assembly.loading.discard(member.ready, why)
-            if member.read is not None:
-                member.read[2].drop()
         settle(self._decided, None)
 
     # ---- ensembles

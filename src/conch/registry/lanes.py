@@ -43,7 +43,8 @@ class Lanes:
 
         Two such groups take all lanes that they share in the same order, so they cannot wait for each other.
         """
-        items = []
+        items: list[_Item] = []
+        first: list[tuple[str, _Item]] = []
         with self._lock:
             for lane, work in works.items():
                 item = _Item(work, promise(), until)
@@ -54,7 +55,9 @@ class Lanes:
                     self._waiting[lane].append(item)
                 else:
                     self._waiting[lane] = deque()
-                    self.threads.submit(self._run, lane, item)
+                    first.append((lane, item))
+        for lane, item in first:
+            self._start(lane, item)
         return [item.future for item in items]
 
     def busy(self) -> int:
@@ -90,13 +93,16 @@ class Lanes:
             item = following
 
     def _go_on(self, lane: str, _: Future[None]) -> None:
-        item = self._next(lane)
+        self._start(lane, self._next(lane))
+
+    def _start(self, lane: str, item: _Item | None) -> None:
         while item is not None:
             try:
                 self.threads.submit(self._run, lane, item)
-            except RuntimeError:
-                item.future.set_exception(unavailable("Server exiting"))
-                item = self._next(lane)
+            except RuntimeError as error:
+                following = self._next(lane)
+                item.future.set_exception(unavailable(str(error)))
+                item = following
             else:
                 return
 

@@ -158,9 +158,10 @@ class Lifecycle:
         return turns
 
     def unloaded(self, number: int, turn: int) -> None:
-        """The last request of an unloaded version is answered. Ignored if the version was loaded again meanwhile."""
-        status = self.versions[number]
-        if status.turn == turn and status.state is State.UNLOADING:
+        """The last request of an unloaded version is answered. Ignored if the version was loaded again or forgotten
+        meanwhile."""
+        status = self.versions.get(number)
+        if status is not None and status.turn == turn and status.state is State.UNLOADING:
             status.state, status.reason = State.UNAVAILABLE, UNLOADED
 
     def forgive(self) -> None:

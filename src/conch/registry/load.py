@@ -9,10 +9,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from conch.pb.model_config_pb2 import ModelConfig
+from conch.registry.attempts import OutdatedError, Report
 from conch.registry.ensembles import is_ensemble
-from conch.registry.failure import as_infer_error
 from conch.registry.lease import Read, leased
 from conch.registry.promises import after
+from conch.types.error import foreign
 from conch.types.model import identity
 
 if TYPE_CHECKING:
@@ -45,23 +46,27 @@ class Load:
         self._asked = asked
         self._gated = gated
         self._anew = anew
-        #: An ensemble, once it is read.
+        self._attempt = assembly.attempt(name)
+        #: An ensemble, once it is read; its files are kept until the load is over.
         self._found: Read | None = None
-        self._circular = False
 
     def begin(self, outer: Future[None]) -> None:
         first = self._assembly.lanes.submit(self._name, self._read)
         after([first], lambda: self._members(outer, first))
 
     def _read(self) -> None:
-        assembly, name = self._assembly, self._name
-        stored, config = assembly.loading.read(name, self._parameters)
+        assembly = self._assembly
+        self._attempt.check()
+        stored, config = assembly.loading.read(self._name, self._parameters)
         stored = replace(stored, anew=self._anew)
-        self._circular = assembly.note(name, needs(config), asked=self._asked, overridden=bool(self._parameters))
-        if is_ensemble(config):
-            self._found = leased(stored, config)
-            assembly.keep(self._found)
-        else:
+        found = leased(stored, config) if is_ensemble(config) else None
+        try:
+            assembly.note(Report(self._attempt, needs(config), self._asked, bool(self._parameters), found))
+        except OutdatedError:
+            stored.release()
+            raise
+        self._found = found
+        if found is None:
             assembly.load_plain(stored, config, gated=self._gated)
 
     def _members(self, outer: Future[None], first: Future[None]) -> None:
@@ -70,9 +75,9 @@ class Load:
             return
         config = self._found[1]
         members = list(dict.fromkeys(needs(config)))
-        futures = (
-            [] if self._circular else [self._member(each) for each in members if not self._assembly.left_alone(each)]
-        )
+        if self._assembly.circular(self._name):
+            members = []
+        futures = [self._member(each) for each in members if not self._assembly.left_alone(each)]
         after(futures, lambda: self._load(outer))
 
     def _member(self, name: str) -> Future[None]:
@@ -84,14 +89,19 @@ class Load:
 
     def _load(self, outer: Future[None]) -> None:
         assert self._found is not None
-        second = self._assembly.lanes.submit(self._name, partial(self._assembly.load_ensemble, self._found))
+        second = self._assembly.lanes.submit(
+            self._name, partial(self._assembly.load_ensemble, self._found, self._attempt)
+        )
         after([second], lambda: self._end(outer, second))
 
     def _end(self, outer: Future[None], last: Future[None]) -> None:
         raised = last.exception()
-        error = None if raised is None else as_infer_error(raised)
+        error = None if raised is None else foreign(raised)
         if self._found is None or error is None:
             self._assembly.ended(self._name, error)
+        if self._found is not None:
+            self._found[2].drop()
+        self._assembly.over(self._attempt)
         self._assembly.finish(self._name, outer, error, self._batch, self._path)
 
 

@@ -23,11 +23,11 @@ from conch.config.sequence_tensors import SequenceTensors, sequence_tensors, wit
 from conch.config.spec import model_spec
 from conch.config.swap_gate import swap_gate
 from conch.memory.thrift import THRIFT
+from conch.observe.latencies import SUMS, Details, latencies_of
 from conch.observe.row_stats import RowStats
 from conch.observe.stats import WARMUP, ModelStats
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.registry.crew import Change, Crew, Equipment
-from conch.registry.failure import as_infer_error
 from conch.registry.labels import with_labels
 from conch.registry.lifecycle import Key
 from conch.registry.places import Places
@@ -37,7 +37,7 @@ from conch.registry.warmup import Warmup
 from conch.repository.api import StoredModel
 from conch.schedule.api import Scheduler
 from conch.schedule.witness import Witness
-from conch.types.error import InferError
+from conch.types.error import InferError, foreign
 from conch.types.model import ModelSpec
 
 _log = logging.getLogger("conch.registry")
@@ -93,7 +93,8 @@ class Loader:
 
     `host` gives what the server lends to the backend of a name. `gpus` are the GPUs that models may use, those of
     compute capability `least` and more; `equipment` is what instances share. `check` is how the inputs of requests,
-    and so of warm-up samples, are checked. `remember` is None where the server has no response cache.
+    and so of warm-up samples, are checked. `remember` is None where the server has no response cache. `details` are of
+    the latencies that its versions' statistics keep.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Loader:
         auto_complete: bool = True,
         retries: int = 0,
         remember: Remember | None = None,
+        details: Details = SUMS,
     ) -> None:
         self._find_backend = find_backend
         self._build = build
@@ -121,6 +123,7 @@ class Loader:
         self._auto_complete = auto_complete
         self._retries = retries
         self._remember = remember
+        self._details = details
 
     def load(
         self, config: ModelConfig, stored: StoredModel, version: int, key: Key, release: Callable[[], None]
@@ -170,7 +173,7 @@ class Loader:
                 # Models are foreign code: what they raise (SystemExit, and errors of native libraries that are no
                 # Exception) ends their load, not the server's thread.
                 if attempt == self._retries:
-                    raise as_infer_error(error) from error
+                    raise foreign(error) from error
         raise AssertionError("unreachable")
 
     def _outline(self, shared: ModelConfig, stored: StoredModel, version: int, key: Key) -> Outline:
@@ -198,7 +201,7 @@ class Loader:
         spec = with_labels(model_spec(config, version), config, stored.directory)
         # The direct strategy of sequences has rows without a request.
         rows = config.HasField("sequence_batching") and not config.sequence_batching.HasField("oldest")
-        stats = RowStats() if rows else ModelStats()
+        stats = (RowStats if rows else ModelStats)(latencies_of(self._details, decoupled=spec.decoupled))
         return Outline(config, spec, stats, stored, key, backend, host, time.monotonic() - begun)
 
     def _open(

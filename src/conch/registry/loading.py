@@ -6,12 +6,12 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from conch.observe.loads import Loads
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.registry.crew import Change
-from conch.registry.failure import as_infer_error, with_hint
+from conch.registry.failure import tell, with_hint
 from conch.registry.lease import Lease
 from conch.registry.lifecycle import Key, Plan
 from conch.registry.outcomes import Gate, let_through, outcome_of, rejected_by
@@ -21,7 +21,7 @@ from conch.registry.threads import Threads
 from conch.repository.api import ModelStore, StoredModel
 from conch.repository.override import PREFIX
 from conch.repository.versions import select
-from conch.types.error import Code, InferError, internal, invalid, unavailable
+from conch.types.error import Code, InferError, foreign, internal, invalid, unavailable
 from conch.types.model import identity
 
 log = logging.getLogger("conch.registry")
@@ -40,6 +40,13 @@ class VersionLoader(Protocol):
     def load(
         self, config: ModelConfig, stored: StoredModel, version: int, key: Key, release: Callable[[], None], /
     ) -> ServedVersion: ...
+
+
+@runtime_checkable
+class Lender(Protocol):
+    """A loader that loads so many versions at a time, and more while models wait for loads."""
+
+    def lend(self, until: Future[None], /) -> None: ...
 
 
 class Loading:
@@ -90,7 +97,7 @@ class Loading:
     ) -> Ready:
         """The first half of `carry_out`: all versions are made, and none serves yet. Then `commit` or `discard`."""
         name = stored.identity
-        lease = Lease(stored.release)
+        lease = Lease(stored.release, stored.leaves)
         try:
             wanted = self._wanted(stored, config, identity)
             todo = self._roster.begin(name, wanted, anew=stored.anew)
@@ -102,12 +109,15 @@ class Loading:
         return Ready(Arrival(name, todo, made, stored.versions), changes, stored.served, lease)
 
     def commit(self, loads: Sequence[Ready]) -> None:
-        """Swap all of them in one step."""
+        """Swap all of them in one step. Raises InferError where instances could not be put to work after that."""
         self._roster.serve([each.arrival for each in loads])
+        errors = []
         for each in loads:
-            each.served()
-            for change in each.changes:
-                change.commit()
+            error = _put_in_force(each)
+            if error is not None:
+                errors.append(error)
+                self.loads.failed(each.arrival.name)
+                continue
             if each.arrival.made:
                 log.info("successfully loaded '%s'", each.arrival.name)
             elif each.changes:
@@ -115,6 +125,8 @@ class Loading:
             self.loads.succeeded(each.arrival.name)
         for each in loads:
             each.lease.drop()
+        if errors:
+            raise errors[0]
 
     def discard(self, load: Ready, why: str) -> None:
         """It is not wanted any more: what served goes on serving."""
@@ -122,6 +134,12 @@ class Loading:
             change.cancel()
         self._roster.failed(load.arrival.name, load.arrival.todo, load.arrival.made.values(), {}, why)
         load.lease.drop()
+
+    def lend(self, until: Future[None]) -> None:
+        """See `Registry.lend`."""
+        self.threads.lend(until)
+        if isinstance(self._loader, Lender):
+            self._loader.lend(until)
 
     def end(self) -> None:
         """Versions that have not begun to load never will."""
@@ -138,7 +156,7 @@ class Loading:
                 raise
             return stored, config
         except BaseException as raised:
-            error = as_infer_error(raised)
+            error = foreign(raised)
             reason = with_hint(error.message, error.hint)
             polled = reason.startswith("failed to poll model")
             log.error("%s", reason if polled else f"Poll failed for model directory '{name}': {reason}")  # noqa: TRY400  the text says it
@@ -224,20 +242,24 @@ class Loading:
             lease.hold()
             try:
                 futures[number] = self.threads.submit(load, config, stored, number, wanted[number], lease.drop)
-            except RuntimeError:
+            except RuntimeError as error:
                 lease.drop()
-                reasons[number] = unavailable("Server exiting")
+                reasons[number] = unavailable(str(error))
         serving = self._roster.table.versions(name)
         for number in todo.change:
             try:
                 changing[number] = self.threads.submit(serving[number].change, config, wanted[number])
-            except (RuntimeError, KeyError):
+            except RuntimeError as error:
+                reasons[number] = unavailable(str(error))
+            except KeyError:
+                # It has been unloaded, as the server is stopping.
                 reasons[number] = unavailable("Server exiting")
         for number, future in futures.items():
             served = outcome_of(future, f"failed to load '{name}' version {number}", number, reasons)
             if served is None:
                 lease.drop()
             else:
+                served.leave = lease.leave
                 made[number] = served
         for number, coming in changing.items():
             change = outcome_of(coming, f"failed to change the instances of '{name}' version {number}", number, reasons)
@@ -270,6 +292,24 @@ class Ready:
     served: Callable[[], None]
     #: Keeps the files until it is decided, even where no version needs them: it is the load itself that ends then.
     lease: Lease
+
+
+def _put_in_force(load: Ready) -> InferError | None:
+    """What follows the swap; all of it is done, whatever foreign code says. Returns what went wrong with instances."""
+    name = load.arrival.name
+    try:
+        load.served()
+    except BaseException:
+        log.exception("'%s' is served, and who is to hear of it could not be told", name)
+    failed = None
+    for change in load.changes:
+        try:
+            change.commit()
+        except BaseException as raised:  # noqa: BLE001  other changes and models are not to suffer
+            cause = foreign(raised)
+            tell(log, f"failed to change the instances of '{name}': {cause}", cause.hint)
+            failed = internal(f"failed to change the instances of '{name}': {cause.message}", cause.hint)
+    return failed
 
 
 class RejectedError(InferError):

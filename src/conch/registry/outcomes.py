@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from concurrent.futures import CancelledError, Future
 from typing import Protocol, TypeVar
 
-from conch.registry.failure import as_infer_error, tell, with_hint
+from conch.registry.failure import tell, with_hint
 from conch.registry.served import ServedVersion
-from conch.types.error import InferError, unavailable
+from conch.types.error import InferError, foreign, unavailable
 
 log = logging.getLogger("conch.registry")
 
@@ -32,7 +32,7 @@ def outcome_of(future: Future[_Made], what: str, number: int, reasons: dict[int,
     except CancelledError:
         reasons[number] = unavailable("Server exiting")
     except BaseException as raised:  # noqa: BLE001  a model's code may raise anything
-        error = reasons[number] = as_infer_error(raised)
+        error = reasons[number] = foreign(raised)
         tell(log, f"{what}: {error}", error.hint)
     return None
 
@@ -46,7 +46,7 @@ def rejected_by(
         try:
             gate(served, serving.get(number) or serving[max(serving)])
         except BaseException as raised:  # noqa: BLE001  whatever it was, the load ends as one that failed
-            error = reasons[number] = as_infer_error(raised)
+            error = reasons[number] = foreign(raised)
             text = with_hint(f"the gate of '{name}' keeps version {number} out: {error}", error.hint)
             log.error("%s", text)  # noqa: TRY400
     return reasons

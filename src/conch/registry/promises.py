@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -22,7 +22,7 @@ def settle(outer: Future[None], error: BaseException | None) -> None:
         outer.set_exception(error)
 
 
-def after(futures: list[Future[None]], then: Callable[[], Any]) -> None:
+def after(futures: Sequence[Future[None]], then: Callable[[], Any]) -> None:
     """Call `then` when all have ended, in the thread of the last one."""
     if not futures:
         then()

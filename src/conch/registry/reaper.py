@@ -39,6 +39,8 @@ class _Retired:
     #: The loop has finished what it did when the version was swapped out, so no request is between look-up and submit.
     settled: bool = False
     stopped: bool = False
+    #: It could not be asked whether it is idle, and that has been logged.
+    odd: bool = False
 
     def settle(self) -> None:
         self.settled = True
@@ -121,6 +123,7 @@ class Reaper:
 
     def _close(self, item: _Retired) -> None:
         try:
+            item.served.leave()
             with THRIFT:
                 item.served.close()
         except BaseException:
@@ -149,12 +152,29 @@ class Reaper:
     def _wake(self) -> None:
         """With the lock held."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._watch, name="conch-reaper", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._watch, name="conch-reaper", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                # The next one tries again.
+                log.error("versions cannot be closed now: %s", error)  # noqa: TRY400  the text says it
+            else:
+                self._thread = thread
         self._changed.notify_all()
 
 
 def _is_idle(item: _Retired) -> bool:
+    """A version that cannot be asked is not idle; the thread goes on with the others."""
+    try:
+        return _may_close(item)
+    except Exception:
+        if not item.odd:
+            log.exception("'%s' version %d cannot be closed yet", item.served.name, item.served.version)
+        item.odd = True
+        return False
+
+
+def _may_close(item: _Retired) -> bool:
     if not item.stopped:
         if (not item.settled and time.monotonic() < item.stop_at) or not item.served.end():
             return False

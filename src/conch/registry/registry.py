@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -11,11 +10,13 @@ from dataclasses import replace
 from conch.config.server import RepositoryOptions
 from conch.observe.loads import Loads
 from conch.registry.assembly import Assembly
+from conch.registry.attempts import OutdatedError
 from conch.registry.ensembles import EnsembleLoader
 from conch.registry.lanes import Lanes
 from conch.registry.load import Batch
 from conch.registry.loading import Loading, Prepare, VersionLoader
 from conch.registry.outcomes import Gate
+from conch.registry.promises import after, promise, settle
 from conch.registry.reaper import Post, Reaper
 from conch.registry.roster import Roster
 from conch.registry.served import ServedVersion
@@ -115,6 +116,8 @@ class Registry:
         batch: Batch = {}
         futures = [self._assembly.load(name, {}, batch) for name in self._startup_models()]
         errors = [error for future in futures if (error := future.exception()) is not None]
+        # What another model has unloaded meanwhile is as it was asked for.
+        errors = [error for error in errors if not isinstance(error, OutdatedError)]
         self._started = True
         if errors and self._options.exit_on_error:
             raise internal(
@@ -139,7 +142,7 @@ class Registry:
     def lend(self, until: Future[None]) -> None:
         """A model waits for this load or unload, maybe in a thread of its own load: it has threads to itself."""
         self._lanes.threads.lend(until)
-        self._loading.threads.lend(until)
+        self._loading.lend(until)
 
     def renew(self) -> None:
         """Something else changed by which requests find their versions: all forms are to be prepared again."""
@@ -163,6 +166,7 @@ class Registry:
         self._loading.end()
         drained = drain(self._roster, self._lanes, self._reaper, deadline, tick)
         self._reaper.end()
+        self._assembly.end()
         return drained
 
     def _startup_models(self) -> list[str]:
@@ -193,22 +197,11 @@ def together(futures: Sequence[Future[None]]) -> Future[None]:
     """Ends when all of them have ended, with the first error there is."""
     if len(futures) == 1:
         return futures[0]
-    whole: Future[None] = Future()
-    whole.set_running_or_notify_cancel()
-    lock, left = threading.Lock(), len(futures)
+    whole = promise()
 
-    def ended(_: Future[None]) -> None:
-        nonlocal left
-        with lock:
-            left -= 1
-            last = left == 0
-        if last:
-            errors = [error for future in futures if (error := future.exception()) is not None]
-            if errors:
-                whole.set_exception(errors[0])
-            else:
-                whole.set_result(None)
+    def ended() -> None:
+        errors = [error for future in futures if (error := future.exception()) is not None]
+        settle(whole, errors[0] if errors else None)
 
-    for future in futures:
-        future.add_done_callback(ended)
+    after(futures, ended)
     return whole

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Final, Protocol
 from weakref import WeakValueDictionary
@@ -28,7 +30,7 @@ from conch.schedule.alarm import Later
 from conch.schedule.api import Scheduler
 from conch.schedule.dynamic import default_policy
 from conch.schedule.queue import Post
-from conch.types.error import invalid
+from conch.types.error import foreign, invalid
 
 _log = logging.getLogger("conch.registry")
 #: At least so many models are woken at a time, if there is room: one may need the others while it is loaded.
@@ -99,22 +101,30 @@ class Residency:
         except BaseException:
             self._steward.gone(tenant)
             raise
-        error = self._steward.settle(resident, takes)
-        if error is not None:
-            resident.close()
-            raise error
+        try:
+            self._steward.settle(resident, takes)
+            outline = resident.outline
+            served = ServedVersion(
+                outline.spec,
+                outline.config,
+                stats=outline.stats,
+                scheduler=self._loader.front(resident.sleeper, outline),
+                loaded=resident,
+                key=key,
+                release=release,
+                namespace=stored.namespace,
+            )
+        except BaseException as raised:
+            # The load's own error is the one to report.
+            with contextlib.suppress(BaseException):
+                resident.close()
+            raise foreign(raised) from raised
         self._last[place] = resident
-        outline = resident.outline
-        return ServedVersion(
-            outline.spec,
-            outline.config,
-            stats=outline.stats,
-            scheduler=self._loader.front(resident.sleeper, outline),
-            loaded=resident,
-            key=key,
-            release=release,
-            namespace=stored.namespace,
-        )
+        return served
+
+    def lend(self, until: Future[None]) -> None:
+        """See `Registry.lend`."""
+        self._steward.lend(until)
 
     def _make(
         self, config: ModelConfig, stored: StoredModel, version: int, key: Key, tenant: Tenant, wish: MemoryWish

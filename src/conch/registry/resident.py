@@ -10,12 +10,11 @@ from typing import Final, NoReturn, Protocol
 from conch.backend.api import Housed, Placement
 from conch.memory.thrift import THRIFT
 from conch.memory.trim import trim
-from conch.registry.failure import as_infer_error
 from conch.registry.loader import Outline
 from conch.registry.served import ServedVersion
 from conch.registry.sleeper import Sleeper
 from conch.registry.tenant import Amounts, Tenant, larger, less, total
-from conch.types.error import internal
+from conch.types.error import foreign, internal
 
 #: How often to look whether the last request is answered, in seconds: soon at first.
 _SHORTEST, _LONGEST = 0.001, 0.02
@@ -113,7 +112,7 @@ class Resident:
                 self._inner = self._open(self.outline, _nothing)
                 takes = self._first = self._weigh(before)
             except BaseException as raised:
-                self._trouble = str(as_infer_error(raised))
+                self._trouble = str(foreign(raised))
                 # It may be loaded, and who asked believes that it is not.
                 self._shut()
                 raise

@@ -14,6 +14,7 @@ from conch.pb.model_config_pb2 import ModelConfig, ModelInstanceGroup
 from conch.registry.crew import Change, Crew
 from conch.registry.lifecycle import Key
 from conch.schedule.api import Scheduler
+from conch.types.error import unavailable
 from conch.types.model import ModelSpec, identity
 
 
@@ -31,6 +32,9 @@ class Noted(Protocol):
     def note(self) -> str: ...
 
 
+def _nothing() -> None: ...
+
+
 _serials = itertools.count(1)
 _holding = threading.Lock()
 
@@ -43,7 +47,8 @@ class ServedVersion:
 
     __slots__ = (
         "_closed", "_crew", "_ending", "_holders", "_instances", "_make_change", "config", "elders", "identity", "key",
-        "loaded", "name", "namespace", "reachable", "release", "scheduler", "serial", "spec", "stats", "version",
+        "leave", "loaded", "name", "namespace", "reachable", "release", "scheduler", "serial", "spec", "stats",
+        "version",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +80,8 @@ class ServedVersion:
         self._crew = crew
         self._make_change = change
         self.key = key
+        #: Says that it serves no more and will give the model's files back.
+        self.leave: Callable[[], None] = _nothing
         #: Gives the model's files back.
         self.release = release
         #: Tells this version from all others, also from one of the same name and number.
@@ -134,12 +141,16 @@ class ServedVersion:
 
         Raises whatever a model's code raises, and then all is as it was.
         """
-        assert self._make_change is not None
-        config, change = self._make_change(self, wanted)
+        make = self._make_change
+        if make is None:
+            # The server is stopping, and has closed the version meanwhile.
+            raise unavailable("Server exiting")
+        config, change = make(self, wanted)
 
         def commit() -> None:
-            self.config, self.key = config, key
             change.commit()
+            # Last: what failed is tried again by the next load.
+            self.config, self.key = config, key
 
         return Change(commit, change.cancel)
 

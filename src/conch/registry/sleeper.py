@@ -183,10 +183,9 @@ class Sleeper:
         now = self._clock()
         policy = self._policy
         with self._lock:
-            inner = self._inner
-            if inner is None and self.continues(request):
-                inner = self._behind
-            if inner is None:
+            opened = self._inner is not None
+            behind = self._behind if not opened and self.continues(request) else None
+            if not opened and behind is None:
                 self._admit(request, now)
                 request.queued_ns = now
                 end = request.expires_ns
@@ -197,9 +196,13 @@ class Sleeper:
                 self._waiting.append(request)
                 first = len(self._waiting) == 1
                 alarm = self._alarm.earlier(end)
-        if inner is not None:
-            # The gate was opened meanwhile, or the model's sequence goes on behind it.
-            (inner.submit if inner is not self._inner else self.submit)(request)
+        if opened:
+            # And may be closed again.
+            self.submit(request)
+            return
+        if behind is not None:
+            # The request's sequence goes on behind the gate.
+            behind.submit(request)
             return
         if first:
             self._call()

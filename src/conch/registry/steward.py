@@ -12,11 +12,11 @@ from conch.config.memory import amount
 from conch.observe.memory_page import ModelMemory, render
 from conch.registry.budget import Budget
 from conch.registry.desk import Desk
-from conch.registry.failure import as_infer_error
 from conch.registry.resident import Gauge, Resident
 from conch.registry.scales import WATCHING, Scales
 from conch.registry.tenant import Amounts, Stage, Tenant, Verdict
-from conch.types.error import InferError, unavailable
+from conch.registry.threads import Threads
+from conch.types.error import InferError, foreign, unavailable
 
 _log = logging.getLogger("conch.registry")
 
@@ -39,7 +39,7 @@ class Steward:
         #: First loads that wait until there is room for them.
         self._admissions: dict[Tenant, Future[None]] = {}
         self._failures: dict[Tenant, int] = {}
-        self._loads = ThreadPoolExecutor(threads, "conch-wake")
+        self._loads = Threads(threads, "conch-wake")
         self._sleeps = ThreadPoolExecutor(8, "conch-sleep")
         self._stopping = False
         self._scales = Scales(budget, gauge, clock)
@@ -54,12 +54,12 @@ class Steward:
         self._desk.ask(partial(self._admit, tenant, future), future)
         future.result()
 
-    def settle(self, resident: Resident, takes: Amounts | None) -> InferError | None:
-        """An admitted model is loaded and takes this much; None: it is to be loaded on demand. Returns why it cannot
-        stay; then it is to be closed."""
-        future: Future[InferError | None] = Future()
+    def settle(self, resident: Resident, takes: Amounts | None) -> None:
+        """An admitted model is loaded and takes this much; None: it is to be loaded on demand. Raises InferError where
+        it cannot stay; then it is to be closed."""
+        future: Future[None] = Future()
         self._desk.ask(partial(self._settle, resident, takes, future), future)
-        return future.result()
+        future.result()
 
     # ---- any thread, without delay
 
@@ -71,6 +71,12 @@ class Steward:
         """It is closed, or its first load has failed."""
         self._desk.say(partial(self._remove, tenant))
 
+    def lend(self, until: Future[None]) -> None:
+        """A model waits for this load, maybe while it is loaded itself: it must not be one too many."""
+        self._desk.say(partial(self._lent, 1))
+        self._loads.lend(until)
+        until.add_done_callback(lambda _: self._desk.say(partial(self._lent, -1)))
+
     def stop(self) -> None:
         """First loads that still wait never begin."""
         self._stopping = True
@@ -80,7 +86,7 @@ class Steward:
         """After everything is closed."""
         self.stop()
         self._desk.close()
-        self._loads.shutdown(wait=False, cancel_futures=True)
+        self._loads.end(cancel=True)
         self._sleeps.shutdown(wait=False, cancel_futures=True)
 
     def page(self) -> bytes:
@@ -159,6 +165,9 @@ class Steward:
 
     # ---- what is said
 
+    def _lent(self, loads: int) -> None:
+        self.budget.lent += loads
+
     def _admit(self, tenant: Tenant, future: Future[None]) -> None:
         if self._stopping:
             future.set_exception(unavailable("Server exiting"))
@@ -167,7 +176,7 @@ class Steward:
         self.budget.add(tenant)
         self.budget.want(tenant, self._clock())
 
-    def _settle(self, resident: Resident, takes: Amounts | None, future: Future[InferError | None]) -> None:
+    def _settle(self, resident: Resident, takes: Amounts | None, future: Future[None]) -> None:
         tenant = resident.tenant
         self._residents[tenant] = resident
         now = self._clock()
@@ -177,9 +186,11 @@ class Steward:
             return
         self.budget.loaded(tenant, takes, now)
         error = self.budget.never(tenant)
-        if error is None:
-            self._awake(resident)
-        future.set_result(error)
+        if error is not None:
+            future.set_exception(error)
+            return
+        self._awake(resident)
+        future.set_result(None)
 
     def _awake(self, resident: Resident) -> None:
         inner = resident.inner
@@ -202,7 +213,9 @@ class Steward:
     def _lost(self, resident: Resident, error: InferError) -> None:
         """It could not be woken."""
         tenant = resident.tenant
-        failures = self._failures[tenant] = self._failures.get(tenant, 0) + 1
+        failures = self._failures.get(tenant, 0) + 1
+        if tenant in self._residents:
+            self._failures[tenant] = failures
         self.budget.slept(tenant, self._clock())
         _log.error("could not wake '%s': %s", tenant.name, error)
         refusal = unavailable(f"model '{tenant.name}' could not be loaded on demand: {error.message}", error.hint)
@@ -237,7 +250,7 @@ class Steward:
         try:
             takes = resident.wake()
         except BaseException as raised:  # noqa: BLE001  a model's code may raise anything
-            self._desk.say(partial(self._lost, resident, as_infer_error(raised)))
+            self._desk.say(partial(self._lost, resident, foreign(raised)))
         else:
             self._desk.say(partial(self._woken, resident, takes, self._clock() - begun))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -14,6 +15,10 @@ T = TypeVar("T")
 
 #: Never reached: what bounds them is counted here.
 _MOST: Final = 1_000_000
+
+
+class EndedError(RuntimeError):
+    """No work is taken any more."""
 
 
 class Threads:
@@ -30,14 +35,19 @@ class Threads:
         self._ended = False
 
     def submit(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Raises RuntimeError after `end`."""
+        """Raises EndedError after `end`, and RuntimeError where the system has no thread for it."""
         future: Future[T] = Future()
         with self._lock:
             if self._ended:
-                raise RuntimeError("no work is taken any more")
+                raise EndedError("Server exiting")
             self._begun.add(future)
             self._waiting.append(partial(self._run, future, partial(work, *args, **kwargs)))
-            self._start()
+            try:
+                self._start()
+            except RuntimeError:
+                # The pool has it all the same, and it would be done by whatever thread there is later.
+                future.cancel()
+                raise
         return future
 
     def lend(self, until: Future[Any]) -> None:
@@ -58,7 +68,9 @@ class Threads:
     def _change(self, by: int) -> None:
         with self._lock:
             self._free += by
-            self._start()
+            # What no thread could be started for is in the pool's queue, and those that there are come to it.
+            with contextlib.suppress(RuntimeError):
+                self._start()
 
     def _start(self) -> None:
         """With the lock held."""

@@ -10,9 +10,10 @@ points `conch.repository_agents`. It is a class called `TritonRepoAgent`; only `
 
 A model names its agents in `model_repository_agents` of its config. At each load of new files they are called in order
 with `LOAD`: who raises ends the load; who returns a folder has the model loaded from there, and the next agent sees
-that one. Then comes `LOAD_COMPLETE` when the model serves, or `LOAD_FAIL` when it could not be loaded; and when it is
-not used any more `UNLOAD` and `UNLOAD_COMPLETE`. What is raised after `LOAD` is logged. Calls come from any thread,
-those for one load one after another.
+that one. A folder with a `config.pbtxt` of its own brings the model's config too, unless that came with the request.
+Then comes `LOAD_COMPLETE` when the model serves, or `LOAD_FAIL` when it could not be loaded; in the end `UNLOAD` when
+it is taken from service, and `UNLOAD_COMPLETE` when nothing of it is used any more. What is raised after `LOAD` is
+logged. Calls come from any thread, those for one load one after another.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Agents:
             for name, (agent, _) in self._made.items():
                 try:
                     getattr(agent, "finalize", _nothing)()
-                except Exception:
+                except (Exception, SystemExit):
                     log.exception("repository agent '%s' failed at its end", name)
             self._made.clear()
 
@@ -62,7 +62,7 @@ class Agents:
             getattr(agent, "initialize", _take)(name)
         except InferError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             log.exception("repository agent '%s' cannot be made", name)
             raise internal(f"repository agent '{name}' cannot be made: {type(error).__name__}: {error}") from error
         if not callable(getattr(agent, "model_action", None)):
@@ -118,7 +118,7 @@ def _module(name: str, file: Path) -> ModuleType:
 def _loaded(name: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         log.exception("repository agent '%s' cannot be imported", name)
         raise internal(f"repository agent '{name}' cannot be imported: {type(error).__name__}: {error}") from error
 

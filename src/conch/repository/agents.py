@@ -16,8 +16,8 @@ from conch.config.pbtxt import parse_text
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.repository.agent import Action, Agent, AgentModel
 from conch.repository.api import Fingerprint, ModelStore, StoredModel, Survey
-from conch.repository.fingerprint import Contents
-from conch.repository.local import read_folder
+from conch.repository.fingerprint import Contents, stamp
+from conch.repository.local import CONFIG_FILE, read_config, read_folder
 from conch.types.error import InferError, internal, invalid
 
 log = logging.getLogger("conch.repository")
@@ -117,10 +117,10 @@ class _Visit:
         self._serves, self._left = serves, left
         self._lock = threading.Lock()
         self._holders = 1
-        self._told_served = False
+        self._told_served = self._told_leaves = False
         self._guests: list[_Guest] = []
         self._give_back = stored.release
-        self.stored = replace(stored, release=self.drop, served=self.served)
+        self.stored = replace(stored, release=self.drop, served=self.served, leaves=self.leaves)
 
     def load(self, agents: FindAgent, contents: Contents) -> None:
         """Ask all agents. Raises InferError when one refuses; then `drop` is to follow."""
@@ -136,11 +136,12 @@ class _Visit:
             self.stored = _moved(stored, directory, contents)
 
     def hold(self) -> bool:
-        """One holder more; False when it has ended."""
+        """One holder more; False when it has ended, or is about to."""
         with self._lock:
-            if self._holders:
-                self._holders += 1
-            return self._holders > 0
+            if not self._holders or self._told_leaves:
+                return False
+            self._holders += 1
+            return True
 
     def served(self) -> None:
         with self._lock:
@@ -149,6 +150,15 @@ class _Visit:
             self._tell(Action.LOAD_COMPLETE)
             self._serves(self)
 
+    def leaves(self) -> None:
+        with self._lock:
+            # Another load of the same content serves on, or may.
+            if self._holders > 1 or self._told_leaves or not self._told_served:
+                return
+            self._told_leaves = True
+        self._left(self)
+        self._tell(Action.UNLOAD)
+
     def drop(self) -> None:
         with self._lock:
             self._holders -= 1
@@ -156,7 +166,7 @@ class _Visit:
                 return
         self._left(self)
         if self._told_served:
-            self._tell(Action.UNLOAD)
+            self.leaves()
             self._tell(Action.UNLOAD_COMPLETE)
         else:
             self._tell(Action.LOAD_FAIL)
@@ -169,7 +179,7 @@ class _Visit:
         for guest in self._guests:
             try:
                 guest.agent.model_action(str(action), guest.model)
-            except Exception:
+            except (Exception, SystemExit):
                 log.exception("repository agent '%s' failed at %s of '%s'", guest.name, action, guest.model.name)
 
 
@@ -185,9 +195,13 @@ def _config(stored: StoredModel) -> ModelConfig | None:
     return config if config.model_repository_agents.agents else None
 
 
-def _source(stored: StoredModel) -> tuple[Fingerprint, str | None, Path]:
+def _source(stored: StoredModel) -> tuple[Fingerprint, str | None, str]:
     # Files that came with a request lie in a folder of their own each time.
-    return stored.fingerprint, stored.config_text, stored.directory
+    return stored.fingerprint, stored.config_text, _place(stored)
+
+
+def _place(stored: StoredModel) -> str:
+    return stored.place or str(stored.directory)
 
 
 def _asked(name: str, agent: Agent, model: AgentModel) -> Path:
@@ -213,8 +227,13 @@ def _asked(name: str, agent: Agent, model: AgentModel) -> Path:
 def _moved(stored: StoredModel, directory: Path, contents: Contents) -> StoredModel:
     """The same model with the files of another folder."""
     found = read_folder(stored.name, directory, contents)
+    moved = replace(stored, directory=directory, versions=found.versions, place=_place(stored))
+    config = directory / CONFIG_FILE
+    if not stored.override and config.is_file():
+        moved = replace(moved, config_text=read_config(config), config_source=str(config))
     looks = Fingerprint(
-        stored.fingerprint.config, stored.fingerprint.shared + found.fingerprint.shared, found.fingerprint.versions
+        stored.fingerprint.config if moved.config_source == stored.config_source else stamp(config, contents),
+        stored.fingerprint.shared + found.fingerprint.shared,
+        found.fingerprint.versions,
     )
-    place = stored.place or str(stored.directory)
-    return replace(stored, directory=directory, versions=found.versions, fingerprint=looks, place=place)
+    return replace(moved, fingerprint=looks)

@@ -11,7 +11,7 @@ from conch.types.model import identity
 
 
 def _keep() -> None:
-    """A model in its repository has nothing to give back."""
+    """A model in its repository has nothing to give back, and nobody to tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,9 @@ class StoredModel:
     namespace: str = ""
     #: Called when the versions of this load serve, before `release`; never called when the load failed.
     served: Callable[[], None] = _keep
+    #: Called when the versions of this load are taken from service and still answer what they have, any number of
+    #: times before `release`. Where that moment is not known it is left out.
+    leaves: Callable[[], None] = _keep
     #: Where the model comes from when `directory` is a copy made for one load; empty where it is the place itself.
     place: str = ""
     #: Whether its versions are loaded anew even where nothing has changed.

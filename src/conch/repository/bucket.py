@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -142,8 +143,10 @@ class Bucket:
         for attempt in range(1, ATTEMPTS + 1):
             if self._ending.is_set():
                 raise unavailable("Server exiting")
+            asked = None
             try:
-                answer = self._once(verb, *arguments, **options)
+                asked = self._connected()
+                answer = self._once(asked, verb, *arguments, **options)
                 return answer if check is None else check(answer)
             except (InferError, FileNotFoundError, CancelledError) as error:
                 if isinstance(error, CancelledError):
@@ -151,11 +154,11 @@ class Bucket:
                 raise
             except Exception as error:  # noqa: BLE001  each library has its own, and their bases differ
                 if _refused(error):
-                    self._forget(anonymous=_nameless(error))
-                    if denied is None:
+                    self._forget(asked, anonymous=_nameless(error))
+                    if denied is None and attempt < ATTEMPTS:
                         denied = error
                         continue
-                    told = denied if _nameless(error) else error
+                    told = denied if denied is not None and _nameless(error) else error
                     raise self._failure(told, "check the credentials and what they allow") from None
                 log.debug("attempt %d of %d at %s: %s", attempt, ATTEMPTS, self.url, self._reason(error))
                 if attempt == ATTEMPTS:
@@ -164,8 +167,7 @@ class Bucket:
             pause *= 2
         raise AssertionError("the last attempt returns or raises")
 
-    def _once(self, verb: str, *arguments: Any, **options: Any) -> Any:
-        filesystem = self._connected()
+    def _once(self, filesystem: Any, verb: str, *arguments: Any, **options: Any) -> Any:
         if not filesystem.async_impl:
             return getattr(filesystem, verb)(*arguments, **options)
         question = getattr(filesystem, f"_{verb}")(*arguments, **options)
@@ -205,12 +207,15 @@ class Bucket:
                 return connect(self.url, credential, anonymous=True)
             raise self._failure(error, "check the credentials") from None
 
-    def _forget(self, *, anonymous: bool) -> None:
-        """Connect anew: the credentials may have been renewed; without any, public buckets can be read."""
+    def _forget(self, filesystem: Any, *, anonymous: bool) -> None:
+        """Connect anew: the credentials may have been renewed; without any, public buckets can be read. Others that
+        were refused with the same connection have done so already, and use the new one."""
         with self._lock:
-            old, self._filesystem = self._filesystem, None
+            if self._filesystem is not filesystem:
+                return
+            self._filesystem = None
             self._anonymous = anonymous
-        _release(old)
+        _release(filesystem)
 
     def _failure(self, error: BaseException, hint: str) -> InferError:
         return internal(f"failed to read model repository {self.url}: {self._reason(error)}", hint)
@@ -218,9 +223,9 @@ class Bucket:
     def _reason(self, error: BaseException) -> str:
         text = " ".join(str(error).split()) or type(error).__name__
         text = text.replace(self.url.text, str(self.url))
-        for secret in [*self._secrets, self.url.query]:
-            # Errors of libraries name requests, with the signature and without our URL.
-            text = text.replace(secret, "***") if secret else text
+        # Errors of libraries name requests, with the signature and without our URL. What holds another goes first.
+        for secret in sorted([*self._secrets, *self.url.secrets()], key=len, reverse=True):
+            text = text.replace(secret, "***")
         return text if len(text) <= 300 else f"{text[:300]}..."
 
 
@@ -232,7 +237,8 @@ def remote_file(path: str, details: Mapping[str, Any]) -> RemoteFile:
     raw = settings["content_md5"] if settings is not None else None
     md5 = bytes(raw).hex() if raw else ""
     if encoded := details.get("md5Hash"):
-        md5 = base64.b64decode(encoded).hex()
+        with contextlib.suppress(ValueError):
+            md5 = base64.b64decode(encoded).hex()
     for name in ("ETag", "etag", "generation", "blob_id"):
         if details.get(name):
             tag = str(details[name]).removeprefix("W/").strip('"')

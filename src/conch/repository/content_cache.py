@@ -94,10 +94,7 @@ class ContentCache:
     def view(self, name: str) -> tuple[Path, Callable[[], None]]:
         """A new folder called `name` for a model's files, and what removes it. Raises InferError."""
         try:
-            mine = self._open()
-            root = Path(tempfile.mkdtemp(dir=mine))
-            directory = root / name
-            directory.mkdir()
+            root = Path(tempfile.mkdtemp(dir=self._open()))
         except OSError as error:
             raise self.refusal(error) from error
 
@@ -105,6 +102,12 @@ class ContentCache:
             shutil.rmtree(root, ignore_errors=True)
             self.make_room(0)
 
+        directory = root / name
+        try:
+            directory.mkdir()
+        except OSError as error:
+            remove()
+            raise self.refusal(error) from error
         return directory, remove
 
     def link(self, key: str, target: Path) -> None:
@@ -121,12 +124,18 @@ class ContentCache:
             shutil.copyfile(path, target)
 
     def make_room(self, needed: int) -> None:
-        """Remove what has not been used for longest until `needed` more bytes fit."""
+        """Remove what has not been used for longest until `needed` more bytes fit, or nothing more can be removed."""
+        failed: OSError | None = None
         with self._lock:
             gone = evict(self._scan(), self._limit, needed)
             for key in gone:
-                self._path(key).unlink(missing_ok=True)
-        if gone:
+                try:
+                    self._path(key).unlink(missing_ok=True)
+                except OSError as error:
+                    failed = error
+        if failed is not None:
+            log.warning("the repository cache %s cannot be kept to its size: %s", self.directory, failed.strerror)
+        elif gone:
             log.info("removed %d files that no model uses from %s", len(gone), self.directory)
 
     def close(self) -> None:

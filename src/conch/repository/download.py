@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -35,7 +35,8 @@ class _Coming:
 
     source: str
     file: RemoteFile
-    key: str
+    #: See `RemoteFile.keys`.
+    keys: tuple[str, ...]
     partial: Path
     left: int = 0
     #: The MD5 of what came when it was not what the ETag said; the same again is the truth.
@@ -88,38 +89,69 @@ class Downloads:
         bucket: Bucket,
         cache: ContentCache,
         model: str,
-        wanted: Iterable[tuple[RemoteFile, str]],
+        files: Iterable[RemoteFile],
         *,
         quiet: bool = False,
-    ) -> bool:
-        """Afterwards all files (with their keys) are in the cache; whether any had to be brought. `quiet`: the log
+    ) -> tuple[dict[str, str], bool]:
+        """Afterwards all files are in the cache: path -> key there, and whether any had to be brought. `quiet`: the log
         is told of it only when it takes long.
 
         Raises InferError, and ChangedError when a file is not what it should be.
         """
-        missing = {key: file for file, key in wanted if not cache.has(key, file.size)}
-        if not missing:
-            return False
-        sizes = sum([max(file.size, 0) for file in missing.values()])
+        names = {file: file.keys(f"{bucket.url}/{model}") for file in files}
+        here: dict[str, str] = {}
+        brought = False
+        # Files that were taken for equal may turn out not to be: those that nobody has brought come in a second turn.
+        for _ in range(2):
+            missing: dict[str, RemoteFile] = {}
+            for file, keys in names.items():
+                key = next((each for each in keys if cache.has(each, file.size)), "")
+                if key:
+                    here[file.path] = key
+                else:
+                    missing[keys[0 if self._trusts(bucket) else -1]] = file
+            if not missing:
+                break
+            brought = True
+            self._bring_missing(bucket, cache, model, [(file, names[file]) for file in missing.values()], here, quiet)
+        return here, brought
+
+    def _bring_missing(
+        self,
+        bucket: Bucket,
+        cache: ContentCache,
+        model: str,
+        missing: Sequence[tuple[RemoteFile, tuple[str, ...]]],
+        here: dict[str, str],
+        quiet: bool,
+    ) -> None:
+        sizes = sum([max(file.size, 0) for file, _ in missing])
         cache.make_room(sizes)
         now = self._clock()
         progress = _Progress(model, f"{bucket.url}", len(missing), sizes, now, now)
         coming: list[_Coming] = []
         try:
-            for key, file in missing.items():
-                coming.append(_Coming(f"{model}/{file.path}", file, key, cache.begin()))
-            self._carry_out(bucket, cache, coming, progress)
+            for file, keys in missing:
+                coming.append(_Coming(f"{model}/{file.path}", file, keys, cache.begin()))
+            here |= self._carry_out(bucket, cache, coming, progress)
         finally:
             for each in coming:
                 each.partial.unlink(missing_ok=True)
         if not quiet:
             progress.end(self._clock())
-        return True
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _carry_out(self, bucket: Bucket, cache: ContentCache, coming: Sequence[_Coming], progress: _Progress) -> None:
+    def _trusts(self, bucket: Bucket) -> bool:
+        """Whether what looks like an MD5 is believed to be one, as long as it proves to be."""
+        return bucket.url.text not in self._other_tags
+
+    def _carry_out(
+        self, bucket: Bucket, cache: ContentCache, coming: Sequence[_Coming], progress: _Progress
+    ) -> dict[str, str]:
+        """Path -> key of all that came."""
+        here: dict[str, str] = {}
         # Only this thread touches `coming`, and `failed` of it alone is read elsewhere.
         under_way: dict[Future[Any], _Coming] = {}
         checking: dict[Future[Any], _Coming] = {}
@@ -134,18 +166,19 @@ class Downloads:
                         progress.got += future.result()
                         each.left -= 1
                         if each.left == 0:
-                            trusted = bucket.url.text not in self._other_tags
-                            checking[self._pool.submit(_md5, each.partial, each.file, trusted)] = each
+                            checking[self._pool.submit(_md5, each.partial, each.file, self._trusts(bucket))] = each
                         continue
                     each = checking.pop(future)
-                    if self._is_good(bucket, each, future.result()):
-                        cache.finish(each.partial, each.key)
+                    key = self._key_of(bucket, each, future.result())
+                    if key:
+                        cache.finish(each.partial, key)
+                        here[each.file.path] = key
                         progress.done += 1
                     else:
                         self._ask_for(bucket, cache, each, under_way)
                 progress.tell(self._clock())
-        except RuntimeError as error:
-            # The pool takes nothing any more.
+        except (RuntimeError, CancelledError) as error:
+            # The pool takes nothing any more, or has given up what it had.
             raise unavailable("Server exiting") from error
         finally:
             for each in coming:
@@ -153,6 +186,7 @@ class Downloads:
             for future in (*under_way, *checking):
                 future.cancel()
             wait([*under_way, *checking])
+        return here
 
     def _ask_for(
         self, bucket: Bucket, cache: ContentCache, each: _Coming, under_way: dict[Future[Any], _Coming]
@@ -163,21 +197,24 @@ class Downloads:
         for start, end in pieces:
             under_way[self._pool.submit(_piece, bucket, cache, each, start, end)] = each
 
-    def _is_good(self, bucket: Bucket, each: _Coming, md5: str) -> bool:
-        """Whether the bytes are those that the storage says; False: bring them again. Raises ChangedError."""
+    def _key_of(self, bucket: Bucket, each: _Coming, md5: str) -> str:
+        """What the bytes that came are called; empty: they are not those that the storage says, bring them again.
+        `md5` is empty where nothing is to be compared. Raises ChangedError."""
         file = each.file
         if 0 <= file.size != each.partial.stat().st_size:
             raise ChangedError(f"{each.source} has another size than it had when it was listed")
-        if md5 in {"", file.md5 or file.probable_md5}:
-            return True
+        if not md5:
+            return each.keys[-1]
+        if md5 == (file.md5 or file.probable_md5):
+            return each.keys[0]
         if file.probable_md5 and md5 == each.came:
             # Twice the same is what there is.
             self._other_tags.add(bucket.url.text)
-            return True
+            return each.keys[-1]
         if each.came:
             raise ChangedError(f"{each.source} has another content than it had when it was listed")
         each.came = md5
-        return False
+        return ""
 
 
 def _piece(bucket: Bucket, cache: ContentCache, each: _Coming, start: int, end: int) -> int:

@@ -37,15 +37,22 @@ class RemoteFile:
         """The MD5 that the ETag is, unless the storage encrypts with keys of its own."""
         return self.tag if not self.md5 and len(self.tag) == 32 and _CONTENT_TAG.fullmatch(self.tag) else ""
 
-    def key(self, place: str) -> str:
-        """What the file is called in the cache; `place` is the model's folder. Equal contents have equal names where
-        that can be known."""
+    def keys(self, place: str) -> tuple[str, ...]:
+        """What the file may be called in the cache; `place` is the model's folder, the repository's name before it.
+
+        Equal contents have equal first keys where that can be known. Under a second one lies a file that turned out not
+        to have the MD5 that its ETag looks like: it is this file's alone.
+        """
         if self.md5:
-            return f"{self.md5}-{max(self.size, 0)}"
+            return (f"{self.md5}-{max(self.size, 0)}",)
+        where = f"{place}/{self.path}"
+        if not self.probable_md5 and _CONTENT_TAG.fullmatch(self.tag):
+            # Nobody can check the ETag of a file that was written in parts: it counts within its repository.
+            where = place.rpartition("/")[0]
         # Other tags tell the states of one file apart, not one file from another.
-        where = "" if _CONTENT_TAG.fullmatch(self.tag) else f"{place}/{self.path}"
         text = f"{where}\0{self.tag}\0{self.size}"
-        return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=20).hexdigest()
+        own = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=20).hexdigest()
+        return (f"{self.probable_md5}-{max(self.size, 0)}", own) if self.probable_md5 else (own,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,12 +80,7 @@ class LocalStore:
     def fetch(self, name: str) -> StoredModel:
         namespace, name, directory = self._find(name)
         config = self._config_file(directory)
-        try:
-            text = config.read_text(encoding="utf-8") if config is not None else None
-        except UnicodeDecodeError as error:
-            raise invalid(f"failed to read text proto from {config}: it is not UTF-8 text ({error.reason})") from error
-        except OSError as error:
-            raise internal(f"failed to read text proto from {config}: {error.strerror}") from error
+        text = read_config(config) if config is not None else None
         source = str(config or directory / CONFIG_FILE)
         found = self._read(name, directory, text, source, stamp(config, self._contents) if config is not None else "")
         return replace(found, namespace=namespace)
@@ -96,6 +91,7 @@ class LocalStore:
             namespace, name, directory = self._find(name)
             return replace(self._read(name, directory, config, source, config, overridden=True), namespace=namespace)
         namespace, name = self._split(name)
+        check_name(name)
         directory, remove = override.build(name, files)
         try:
             stored = self._read(name, directory, config, source, config, overridden=True)
@@ -160,6 +156,16 @@ class LocalStore:
         if text not in self._warned:
             self._warned.add(text)
             log.warning("%s", text)
+
+
+def read_config(path: Path) -> str:
+    """The text of a config file. Raises InferError."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise invalid(f"failed to read text proto from {path}: it is not UTF-8 text ({error.reason})") from error
+    except OSError as error:
+        raise internal(f"failed to read text proto from {path}: {error.strerror}") from error
 
 
 def read_folder(name: str, directory: Path, contents: Contents | None = None) -> StoredModel:

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from blake3 import blake3
+
 from conch.config.cloud import FindCredential
 from conch.config.json import parse_json
 from conch.config.pbtxt import parse_text
@@ -21,7 +23,7 @@ from conch.repository.content_cache import ContentCache
 from conch.repository.download import ChangedError, Downloads
 from conch.repository.layout import CONFIG_FILE, Layout, RemoteFile, layout
 from conch.repository.listing import Listing
-from conch.repository.local import is_name
+from conch.repository.local import check_name, is_name
 from conch.repository.versions import select
 from conch.types.error import InferError, internal, invalid, not_found
 from conch.types.model import identity
@@ -108,8 +110,11 @@ class RemoteStore:
         if not files:
             return self._fetch(name, config)
         plain = self._split(name)
+        check_name(plain)
         directory, remove = override.build(plain, files)
-        given = layout([RemoteFile(override.inside(path), len(data), "") for path, data in files.items()])
+        given = layout(
+            [RemoteFile(override.inside(path), len(data), blake3(data).hexdigest()) for path, data in files.items()]
+        )
         stored = self._stored(plain, directory, given, config, remove, overridden=True)
         return replace(stored, override=True, place=str(directory))
 
@@ -145,15 +150,13 @@ class RemoteStore:
         place = f"{self.url}/{name}"
         text = None
         own = found.config if config is None else None
-        files = {} if own is None else {own.path: own.key(place)}
-        with self._cache.pinned(files.values()):
-            if own is not None:
-                self._downloads.bring(self._bucket, self._cache, name, [(own, files[own.path])], quiet=True)
-                text = self._text(files[own.path], f"{place}/{own.path}")
+        if own is not None:
+            with self._cache.pinned(own.keys(place)):
+                keys, _ = self._downloads.bring(self._bucket, self._cache, name, [own], quiet=True)
+                text = self._text(keys[own.path], f"{place}/{own.path}")
         needed = found.needed(self._versions(name, found, config if config is not None else text, config is not None))
-        keys = {file.path: file.key(place) for file in needed}
-        with self._cache.pinned(keys.values()):
-            brought = self._downloads.bring(self._bucket, self._cache, name, [(f, keys[f.path]) for f in needed])
+        with self._cache.pinned(key for file in needed for key in file.keys(place)):
+            keys, brought = self._downloads.bring(self._bucket, self._cache, name, needed)
             if brought and self._layout(name).fingerprint != found.fingerprint:
                 raise ChangedError("another state was listed afterwards")
             directory, remove = self._cache.view(name)

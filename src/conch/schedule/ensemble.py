@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 
 from conch.observe.stats import Compute, ModelStats, Reason
 from conch.schedule.api import Sequential
@@ -63,6 +63,8 @@ class EnsembleScheduler:
             )
         now = self._clock()
         request.queued_ns = now
+        if self._stats.latencies is not None:
+            self._stats.latencies.watch(request)
         form = request.form
         route = form.memo.get(self)
         if route is None:
@@ -110,6 +112,11 @@ class EnsembleScheduler:
     def enter(self, task: Task, /) -> bool:
         return self._gates is None or self._gates[task.step.number].enter(task)
 
+    def hurry(self, tasks: Iterable[Task], /) -> None:
+        if self._gates is not None:
+            for task in tasks:
+                self._gates[task.step.number].hurry(task)
+
     def leave(self, task: Task, /) -> None:
         if self._gates is not None:
             self._gates[task.step.number].leave()
@@ -130,8 +137,8 @@ class EnsembleScheduler:
             reason = Reason.CANCELED if error.code is Code.CANCELLED else Reason.OTHER
             self._stats.failed((request,), reason, now)
 
-    def computed_late(self, run: Passage, compute: Compute, /) -> None:
-        self._stats.composed_more(run.request, compute)
+    def computed_late(self, run: Passage, compute: Compute, before: Compute, /) -> None:
+        self._stats.composed_more(run.request, compute, before)
 
 
 class Gate:
@@ -141,7 +148,7 @@ class Gate:
         self._limit = limit
         self._lock = threading.Lock()
         self._inside = 0
-        self._waiting: deque[Task] = deque()
+        self._waiting: OrderedDict[Task, None] = OrderedDict()
         self._letting = False
 
     def waiting(self) -> int:
@@ -153,8 +160,17 @@ class Gate:
             if self._inside < self._limit and not self._waiting:
                 self._inside += 1
                 return True
-            self._waiting.append(task)
+            self._waiting[task] = None
             return False
+
+    def hurry(self, task: Task) -> None:
+        """A task that waits begins, whoever is inside: it leaves at once, for it has nothing to run any more."""
+        with self._lock:
+            if task not in self._waiting:
+                return
+            del self._waiting[task]
+            self._inside += 1
+        task.begin()
 
     def leave(self) -> None:
         """One is done: who waits begins. Tasks that end while they are begun do not pile up on the stack."""
@@ -169,5 +185,5 @@ class Gate:
                     self._letting = False
                     return
                 self._inside += 1
-                task = self._waiting.popleft()
+                task, _ = self._waiting.popitem(last=False)
             task.begin()

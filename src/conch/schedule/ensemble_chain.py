@@ -164,8 +164,9 @@ class Chain:
         if self._run is not None:
             self._run.computed(times)
             return
-        if not self._meter.add(times) and self._well:
-            self._owner.computed_late(self, times)
+        before = self._meter.add(times)
+        if before is not None and self._well:
+            self._owner.computed_late(self, times, before)
 
     def compute(self) -> Compute:
         """See `Run.compute`."""

@@ -8,7 +8,7 @@ from conch.observe.stats import Compute
 
 
 class Meter:
-    """Adds up until it is asked for the sum. Any thread."""
+    """Adds up, and tells apart what comes after the sum was asked for. Any thread."""
 
     __slots__ = ("_lock", "_sum", "over")
 
@@ -18,14 +18,12 @@ class Meter:
         self.over = False
         self._lock = threading.Lock()
 
-    def add(self, times: Compute) -> bool:
-        """False when the sum has been asked for already: it did not hold these."""
+    def add(self, times: Compute) -> Compute | None:
+        """None; when the sum has been asked for already, what it was before these."""
         with self._lock:
-            if self.over:
-                return False
-            one, two, three = self._sum
+            before = one, two, three = self._sum
             self._sum = (one + times[0], two + times[1], three + times[2])
-            return True
+            return before if self.over else None
 
     def close(self) -> Compute:
         """Nanoseconds in input, inference and output until now."""

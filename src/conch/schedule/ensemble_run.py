@@ -49,6 +49,9 @@ class Owner(Protocol):
     def enter(self, task: Task, /) -> bool:
         """Whether the step may run now; if not, `task.begin` is called when it may."""
 
+    def hurry(self, tasks: Iterable[Task], /) -> None:
+        """Those of these tasks that wait for their turn begin now: their request is over, they will not run."""
+
     def leave(self, task: Task, /) -> None:
         """A step that has entered is over."""
 
@@ -58,8 +61,8 @@ class Owner(Protocol):
     def answered(self, run: Passage, error: InferError | None, /) -> None:
         """The run is over and its answer about to go out."""
 
-    def computed_late(self, run: Passage, compute: Compute, /) -> None:
-        """A step of a run that was answered well has had these times."""
+    def computed_late(self, run: Passage, compute: Compute, before: Compute, /) -> None:
+        """A step of a run that was answered well has had these times; `before` they were the run's sum."""
 
 
 class Task:
@@ -97,8 +100,8 @@ class Run:
     """Events may come on any thread; one thread at a time works on them, and takes over what comes meanwhile."""
 
     __slots__ = (
-        "_busy", "_cast", "_error", "_flow", "_followed", "_inbox", "_lock", "_meter", "_owner", "_pace", "_route",
-        "_running", "_sent", "_well", "request", "sequel", "started_ns",
+        "_busy", "_cast", "_error", "_flow", "_followed", "_held", "_inbox", "_lock", "_meter", "_owner", "_pace",
+        "_route", "_running", "_sent", "_well", "request", "sequel", "started_ns",
     )  # fmt: skip
 
     def __init__(self, owner: Owner, cast: Cast, route: Route, request: InferRequest, now: int) -> None:
@@ -111,6 +114,8 @@ class Run:
         self._flow = Dataflow(route.course)
         #: Tasks that have begun and not ended.
         self._running: dict[Task, None] = {}
+        #: Tasks that wait for their turn.
+        self._held: dict[Task, None] = {}
         #: Made with the first decoupled step.
         self._pace: Pace | None = None
         self._error: InferError | None = None
@@ -162,8 +167,9 @@ class Run:
 
     def computed(self, times: Compute) -> None:
         """A step has run; told after its answer, and so maybe after the ensemble's."""
-        if not self._meter.add(times) and self._well:
-            self._owner.computed_late(self, times)
+        before = self._meter.add(times)
+        if before is not None and self._well:
+            self._owner.computed_late(self, times, before)
 
     def compute(self) -> Compute:
         """What the steps have spent; what is told later goes to `computed_late`."""
@@ -171,6 +177,7 @@ class Run:
 
     def withdraw(self) -> None:
         """Nobody waits any more: what runs is told so, nothing else begins. On the loop's thread."""
+        self._owner.hurry(list(self._held))
         for task in list(self._running):
             request = task.request
             if request is not None:
@@ -190,6 +197,7 @@ class Run:
     def _take(self, task: Task, response: InferResponse | None, error: InferError | None, final: bool) -> None:
         values = None
         if response is None:
+            del self._held[task]
             final = not self._begin(task)
         else:
             if final:
@@ -212,7 +220,12 @@ class Run:
             self._answer(frame, final=not self._flow.under_way and frame is answers[-1])
         for frame, number in run:
             task = Task(self, frame, self._cast.graph.steps[number])
-            if self._error is not None or (self._owner.enter(task) and not self._begin(task)):
+            if self._error is None and not self._owner.enter(task):
+                self._held[task] = None
+                if self.request.cancelled:
+                    # It may have been withdrawn just before.
+                    self._owner.hurry((task,))
+            elif self._error is not None or not self._begin(task):
                 self._flow.feed(frame, number, None, True)
         if self._pace is not None:
             self._pace.look(self._flow.under_way)
@@ -293,6 +306,8 @@ class Run:
             return
         self._flow.stop()
         self._error = fault(self._cast, step, error)
+        if self._held:
+            self._owner.hurry(list(self._held))
 
     def _end(self) -> None:
         """Nothing runs, and the last answer has not gone out."""

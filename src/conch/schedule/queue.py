@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Protocol
 
@@ -77,6 +77,7 @@ class QueueScheduler:
         if order is not None:
             order.on_room = lambda: post(self._kick)
         self._stats = stats
+        self._latencies = stats.latencies
         self._post = post
         self._clock = clock
         self._lock = threading.Lock()
@@ -134,6 +135,8 @@ class QueueScheduler:
                 error.retry_after_s = self._retry_after(now)
                 self._stats.failed((request,), Reason.REJECTED, now)
                 raise
+            if self._latencies is not None:
+                self._latencies.watch(request)
             kick = not self._kicked
             self._kicked = True
         if kick:
@@ -248,9 +251,15 @@ class QueueScheduler:
 
     def _refuse(self, refused: list[tuple[InferRequest, InferError]], now: int) -> None:
         wait = self._retry_after(now)
-        for request, error in refused:
+        for _, error in refused:
             if error.code is Code.UNAVAILABLE:
                 error.retry_after_s = wait
-            request.sink.fail(request, error)
-            reason = Reason.CANCELED if error.code is Code.CANCELLED else Reason.REJECTED
-            self._stats.failed((request,), reason, now)
+        refuse(refused, self._stats, now)
+
+
+def refuse(refused: Iterable[tuple[InferRequest, InferError]], stats: ModelStats, now: int) -> None:
+    """Tell these requests that they have left the queue without running, and count them."""
+    for request, error in refused:
+        request.sink.fail(request, error)
+        reason = Reason.CANCELED if error.code is Code.CANCELLED else Reason.REJECTED
+        stats.failed((request,), reason, now)

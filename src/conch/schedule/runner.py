@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import _thread
+import logging
 import threading
 from collections.abc import Callable
+from typing import Final
 
 from conch.backend.api import LoopInstance, StreamingInstance, ThreadInstance
 from conch.schedule.queue import Post, Runner
 from conch.types.request import InferRequest
+
+_LOG: Final = logging.getLogger("conch")
 
 Take = Callable[[Runner], list[InferRequest]]
 
@@ -92,5 +96,9 @@ class ThreadRunner:
             if self._closing:
                 return
             while batch := self._take(self):
-                self._instance.run(batch)
+                try:
+                    self._instance.run(batch)
+                except BaseException:  # noqa: BLE001  it must not raise
+                    # Who of the batch has an answer is not known. Other requests go on.
+                    _LOG.exception("an instance failed outside its model, requests may be without an answer")
                 self.running = 0

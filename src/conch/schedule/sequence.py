@@ -6,10 +6,10 @@ import threading
 import time
 from collections.abc import Callable
 
-from conch.observe.stats import ModelStats, Reason
+from conch.observe.stats import ModelStats
 from conch.schedule.alarm import Alarm, Later
 from conch.schedule.order import Order
-from conch.schedule.queue import Post, Runner
+from conch.schedule.queue import Post, Runner, refuse
 from conch.schedule.sequence_batcher import SequenceBatcher, SequenceTurn
 from conch.schedule.sequence_controls import Controls, SequencedRequest
 from conch.types.error import Code, InferError, unavailable
@@ -76,6 +76,8 @@ class SequenceScheduler:
                     + "Server is stopping, scheduler for model has stopped accepting new inference requests"
                 )
             self._batcher.offer(request, now)
+            if self._stats.latencies is not None:
+                self._stats.latencies.watch(request)
             kick = not self._kicked
             self._kicked = True
         if kick:
@@ -86,8 +88,9 @@ class SequenceScheduler:
         now = self._clock()
         lane = self._lanes[runner]
         run: list[InferRequest] = []
-        full = self._ordered and self._orders[lane].full
         with self._lock:
+            # Under the lock: room that comes later finds the runner among the idle ones.
+            full = self._ordered and self._orders[lane].full
             turn = SequenceTurn() if full else self._batcher.take(lane, now)
             made = [None if each is None else self.controls.request(each, self) for each in turn.rows]
             if made:
@@ -101,7 +104,7 @@ class SequenceScheduler:
             runner.running = len(run)
             alarm = self._alarm.earlier(turn.ask_at)
         if turn.refuse:
-            self._refuse(turn.refuse, now)
+            refuse(turn.refuse, self._stats, now)
         if alarm:
             self._post(self._alarm.arm)
         return run
@@ -123,7 +126,7 @@ class SequenceScheduler:
             turn = self._batcher.again(request.sequence, now)
             kick = self._kick_needed(request.sequence.lane)
         if turn.refuse:
-            self._refuse(turn.refuse, now)
+            refuse(turn.refuse, self._stats, now)
         if kick:
             self._post(self._kick)
 
@@ -180,8 +183,8 @@ class SequenceScheduler:
         client = request.client
         if client is None:
             return
-        # Only what was dropped before its execution fails like this.
-        self._settled(request, lost=error.code is Code.CANCELLED)
+        # What is dropped before its execution fails like this; a model may say CANCELLED of its own accord.
+        self._settled(request, lost=error.code is Code.CANCELLED and request.cancelled)
         client.sink.fail(client, error)
 
     def _settled(self, request: SequencedRequest, *, lost: bool = False) -> None:
@@ -193,7 +196,7 @@ class SequenceScheduler:
             turn = self._batcher.done(sequence, now, lost=lost)
             kick = self._kick_needed(sequence.lane)
         if turn.refuse:
-            self._refuse(turn.refuse, now)
+            refuse(turn.refuse, self._stats, now)
         if kick:
             self._post(self._kick)
 
@@ -231,7 +234,7 @@ class SequenceScheduler:
             turn = self._batcher.expire(now)
             self._alarm.at = turn.ask_at
         if turn.refuse:
-            self._refuse(turn.refuse, now)
+            refuse(turn.refuse, self._stats, now)
         if turn.ask_at:
             self._alarm.arm()
         self._kick()
@@ -243,11 +246,5 @@ class SequenceScheduler:
         with self._lock:
             turn = self._batcher.sweep(now)
         if turn.refuse:
-            self._refuse(turn.refuse, now)
+            refuse(turn.refuse, self._stats, now)
         self._kick()
-
-    def _refuse(self, refused: list[tuple[InferRequest, InferError]], now: int) -> None:
-        for request, error in refused:
-            request.sink.fail(request, error)
-            reason = Reason.CANCELED if error.code is Code.CANCELLED else Reason.REJECTED
-            self._stats.failed((request,), reason, now)

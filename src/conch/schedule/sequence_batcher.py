@@ -178,6 +178,7 @@ class SequenceBatcher:
         sequence.resumed = True
         sequence.waiting.appendleft(request)
         self._waiting += 1
+        self._leave_by(request.expires_ns)
         self._ready(sequence, now)
         return SequenceTurn()
 
@@ -227,11 +228,15 @@ class SequenceBatcher:
         sequence.waiting.append(request)
         self._waiting += 1
         self._idle.pop(sequence, None)
-        for at in (request.deadline_ns, request.expires_ns):
-            if at and (not self._deadline or at < self._deadline):
-                self._deadline = at
+        self._leave_by(request.deadline_ns)
+        self._leave_by(request.expires_ns)
         if len(sequence.waiting) == 1 and sequence.running is None and sequence.lane >= 0:
             self._ready(sequence, now)
+
+    def _leave_by(self, at: int) -> None:
+        """Something that waits must leave before this time (0: need not)."""
+        if at and (not self._deadline or at < self._deadline):
+            self._deadline = at
 
     def _ready(self, sequence: Sequence, now: int) -> None:
         sequence.key = self._key(sequence)

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 _CLOEXEC, _NONBLOCK = 0o2000000, 0o4000
+#: The alarms are cleaned when this many, and more than half, are cancelled.
+_SLACK = 64
 
 
 class _Spec(ctypes.Structure):
@@ -26,14 +28,17 @@ class _Spec(ctypes.Structure):
 
 @dataclass(order=True, slots=True)
 class Alarm:
-    """One call to come. Cancelling is free; a cancelled alarm is dropped when its time has come."""
+    """One call to come. A cancelled alarm is dropped when its time has come, or when there are too many such."""
 
     at_ns: int
-    call: Callable[[], object] = field(compare=False)
-    cancelled: bool = field(default=False, compare=False)
+    #: None once it is cancelled or has rung: whoever waited may go, however far away the time is.
+    call: Callable[[], object] | None = field(compare=False)
+    dropped: Callable[[], object] = field(compare=False)
 
     def cancel(self) -> None:
-        self.cancelled = True
+        if self.call is not None:
+            self.call = None
+            self.dropped()
 
 
 class FineTimer:
@@ -47,10 +52,12 @@ class FineTimer:
         if self._descriptor < 0:
             raise OSError(ctypes.get_errno(), "timerfd_create failed")
         self._alarms: list[Alarm] = []
+        #: How many of them are cancelled.
+        self._cancelled = 0
         loop.add_reader(self._descriptor, self._ring)
 
     def later(self, seconds: float, call: Callable[[], object], /) -> Alarm:
-        alarm = Alarm(time.monotonic_ns() + max(0, int(seconds * 1e9)), call)
+        alarm = Alarm(time.monotonic_ns() + max(0, int(seconds * 1e9)), call, self._drop)
         heapq.heappush(self._alarms, alarm)
         if self._alarms[0] is alarm:
             self._set(alarm.at_ns)
@@ -69,12 +76,27 @@ class FineTimer:
             """Set anew since it rang."""
         now = time.monotonic_ns()
         alarms = self._alarms
-        while alarms and alarms[0].at_ns <= now:
-            alarm = heapq.heappop(alarms)
-            if not alarm.cancelled:
-                alarm.call()
-        if alarms:
-            self._set(alarms[0].at_ns)
+        try:
+            while alarms and alarms[0].at_ns <= now:
+                alarm = heapq.heappop(alarms)
+                call, alarm.call = alarm.call, None
+                if call is None:
+                    self._cancelled -= 1
+                else:
+                    call()
+        finally:
+            # Also after a call that raises: the others still wait for their times.
+            if alarms:
+                self._set(alarms[0].at_ns)
+
+    def _drop(self) -> None:
+        """One more is cancelled. Far-off deadlines that are set and given up again must not pile up."""
+        self._cancelled += 1
+        if self._cancelled > _SLACK and 2 * self._cancelled > len(self._alarms):
+            # In place: it may ring right now.
+            self._alarms[:] = [alarm for alarm in self._alarms if alarm.call is not None]
+            heapq.heapify(self._alarms)
+            self._cancelled = 0
 
     def _set(self, at_ns: int) -> None:
         # Time 0 would stop the timer; a time that is past rings at once.

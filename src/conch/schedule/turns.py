@@ -6,6 +6,7 @@ Both wrap an instance. Models that ask for neither have none of this in their wa
 from __future__ import annotations
 
 import _thread
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +15,8 @@ from conch.backend.api import Instance, LoopInstance, StreamingInstance, ThreadI
 from conch.schedule.queue import Post
 from conch.schedule.rate import Demand, Limit, RateLimiter, Ticket
 from conch.types.request import InferRequest
+
+_log = logging.getLogger("conch.schedule")
 
 
 class Turns:
@@ -130,8 +133,12 @@ class PinnedThread:
     def run(self, batch: Sequence[InferRequest]) -> None:
         thread = threading.get_ident()
         if thread != self._pinned:
-            os.sched_setaffinity(0, self._cores)
             self._pinned = thread
+            try:
+                os.sched_setaffinity(0, self._cores)
+            except OSError as error:
+                # CPUs may be taken from a container while it runs; requests are answered all the same.
+                _log.warning("an instance cannot be kept to CPUs %s: %s", sorted(self._cores), error.strerror)
         self._inner.run(batch)
 
     def close(self) -> None:

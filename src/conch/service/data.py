@@ -39,6 +39,8 @@ EXTENSIONS = (
 
 #: Forms remembered; more kinds of request than this at a time are unusual.
 _MAX_FORMS = 1024
+#: The most characters of a head that is remembered: what clients invent must not fill the memory.
+_MAX_TEXT = 4096
 
 
 class Registry(Protocol):
@@ -111,7 +113,9 @@ class Data:
         key = _key(head)
         form = self._forms.get(key)
         if form is None or form.generation != generation:
-            form = self._forms[key] = self._check(head, generation)
+            form = self._check(head, generation)
+            if _text(head) <= _MAX_TEXT:
+                self._forms[key] = form
         return form
 
     def _check(self, head: RequestHead, generation: int) -> RequestForm:
@@ -178,12 +182,17 @@ class Data:
         if self._tracer.armed:
             self._tracer.begin(request)
         try:
-            form.submit(request)
+            try:
+                form.submit(request)
+            except InferError:
+                # A swap between the look at the generation and here: the version that took over answers.
+                if form.generation == self._registry.generation:
+                    raise
+                self._renew(request).submit(request)
         except InferError:
-            # A swap between the look at the generation and here: the version that took over answers.
-            if form.generation == self._registry.generation:
-                raise
-            self._renew(request).submit(request)
+            if request.trace is not None:
+                request.trace.refused()
+            raise
 
     def live(self) -> bool:
         return True
@@ -281,6 +290,12 @@ class Data:
         except InferError as error:
             raise invalid(f"requested model version is not available for model '{name}'") from error
         return [each for each in ready if each.spec.version == number]
+
+
+def _text(head: RequestHead) -> int:
+    """Characters that the client chose freely; names of inputs and outputs have been checked against the model's."""
+    values = [each for each in head.parameters.values() if isinstance(each, str)]
+    return sum(map(len, (*head.parameters, *values, *head.outputs)))
 
 
 def _key(head: RequestHead) -> object:

@@ -158,8 +158,10 @@ class Comparer:
     def _begin(self) -> None:
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="conch-shadow", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._work, name="conch-shadow", daemon=True)
+                thread.start()
+                # Only now: what has not begun is tried again by the next answer.
+                self._thread = thread
 
     def _work(self) -> None:
         while (item := self._queue.get()) is not None:

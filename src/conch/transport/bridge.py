@@ -60,6 +60,10 @@ class Bridge:
         """Have `call(*args)` run on the loop's thread after this time. Loop thread only."""
         return self._loop.call_later(seconds, call, *args)
 
+    def soon(self, call: Callable[[], object]) -> None:
+        """Have `call()` run in the loop's next round. Loop thread only."""
+        self._loop.call_soon(call)
+
     def dirty(self, connection: Connection) -> None:
         """Have `connection.flush()` called once, after everything else of this tick. Loop thread only."""
         waiting = self._dirty

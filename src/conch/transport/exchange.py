@@ -14,7 +14,7 @@ from conch.transport.coder import Coder
 from conch.transport.http1 import Connection
 from conch.types.error import Code, InferError, internal, unavailable
 from conch.types.request import InferRequest
-from conch.types.response import InferResponse
+from conch.types.response import FINAL, InferResponse
 
 
 def fail(connection: Connection, error: InferError) -> None:
@@ -62,6 +62,11 @@ class Exchange:
     def trace_context(self) -> str:
         """The W3C trace context that came with the request."""
         return self._connection.asked("traceparent")
+
+    @property
+    def trace_state(self) -> str:
+        """What other tracing systems add to it."""
+        return self._connection.asked("tracestate")
 
     def reply(self, request: InferRequest, response: InferResponse, final: bool) -> None:
         if self._bridge.on_loop():
@@ -115,8 +120,9 @@ class Exchange:
         extras = self.extras
         if extras is not None:
             self._stop_timer()
-        if answers:
-            fail(self._connection, internal(f"expected a single response, got {answers + 1}"))
+        if answers or response is FINAL:
+            found = answers + (response is not FINAL)
+            fail(self._connection, internal(f"expected a single response, got {found}"))
             return
         try:
             pattern = self.pattern

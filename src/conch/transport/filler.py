@@ -33,8 +33,9 @@ class Filler(asyncio.BufferedProtocol):
 
     def restore(self) -> None:
         """Give the transport back: what comes next goes to `home`."""
-        if not self._transport.is_closing():
-            _switch(self._transport, self._home)
+        transport, home = self._let_go()
+        if not transport.is_closing():
+            _switch(transport, home)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._room()
@@ -46,13 +47,29 @@ class Filler(asyncio.BufferedProtocol):
         return self._home.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._home.connection_lost(exc)
+        self._let_go()[1].connection_lost(exc)
 
     def pause_writing(self) -> None:
         self._home.pause_writing()
 
     def resume_writing(self) -> None:
         self._home.resume_writing()
+
+    def _let_go(self) -> tuple[asyncio.Transport, asyncio.Protocol]:
+        """uvloop's TLS keeps the last of its fillers, which must not keep what is behind it."""
+        found = self._transport, self._home
+        self._transport, self._home = asyncio.Transport(), asyncio.Protocol()
+        self._room, self._filled = _no_room, _nothing_filled
+        return found
+
+
+def _no_room() -> memoryview:
+    """In place of the memory that has been filled."""
+    return memoryview(bytearray(1))
+
+
+def _nothing_filled(size: int) -> None:
+    """In place of who was told."""
 
 
 def _switch(transport: asyncio.Transport, protocol: asyncio.BaseProtocol) -> None:

@@ -50,6 +50,16 @@ class Generation:
         #: What is being answered; None before, and after the end.
         self.request: InferRequest | None = None
 
+    @property
+    def trace_context(self) -> str:
+        """The W3C trace context that came with the request."""
+        return self._connection.asked("traceparent")
+
+    @property
+    def trace_state(self) -> str:
+        """What other tracing systems add to it."""
+        return self._connection.asked("tracestate")
+
     def reply(self, request: InferRequest, response: InferResponse, final: bool) -> None:
         if self._bridge.on_loop():
             self._reply(request, response, final)

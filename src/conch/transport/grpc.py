@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import re
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from conch.transport.grpc_headers import failure, field, http_failure, parse_tim
 from conch.transport.grpc_messages import ENCODINGS, choose_compression
 from conch.transport.grpc_methods import ALWAYS, INFERENCE, Methods
 from conch.transport.grpc_stream import DRAINING, Conversation, Stream, StreamRoute
+from conch.transport.grpc_unpack import Unpacker
 from conch.transport.http2 import Connection
 from conch.transport.http2_frames import ErrorCode
 from conch.transport.http2_headers import Header
@@ -27,6 +29,8 @@ from conch.transport.http2_limits import Limits
 from conch.transport.http2_upkeep import UpkeepRules
 from conch.transport.listener import BACKLOG, listen
 from conch.transport.tls import Certificates, negotiated, server_arguments
+
+_log = logging.getLogger("conch")
 
 _CLOSE_SECONDS: Final = 1.0
 
@@ -67,6 +71,7 @@ class GrpcTransport:
         self._connections: set[Connection[Peer]] = set()
         self._draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._unpacker: Unpacker | None = None
         self._server: asyncio.AbstractServer | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._empty: asyncio.Event | None = None
@@ -77,7 +82,7 @@ class GrpcTransport:
         loop = self.attach(asyncio.get_running_loop())
         listener = listen(self._options.address, self._options.port, reuse_port=self._options.reuse_port)
         self.port = listener.getsockname()[1]
-        more = server_arguments(self._tls, self._options.slow_sender_timeout)
+        more = server_arguments(self._tls, listener, self._options.slow_sender_timeout)
         self._server = await loop.create_server(self.connection, sock=listener, backlog=BACKLOG, **more)
         if self._tls is not None:
             self._tls.watch()
@@ -97,7 +102,8 @@ class GrpcTransport:
         return len(self._connections)
 
     def inflight(self) -> int:
-        return sum([len(connection.streams) for connection in self._connections])
+        """Calls without an answer, and connections whose peers have not taken all that was written."""
+        return sum([len(connection.streams) or connection.owed() for connection in self._connections])
 
     async def close(self) -> None:
         self._draining = True
@@ -107,6 +113,8 @@ class GrpcTransport:
             self._tls.close()
         if self._server is not None:
             self._server.close()
+        if self._unpacker is not None:
+            self._unpacker.close()
         for connection in list(self._connections):
             connection.shut(ErrorCode.NO_ERROR, "the server is closing")
         if self._connections:
@@ -122,6 +130,7 @@ class GrpcTransport:
         self._loop = loop
         if self._bridge is None:
             self._bridge = Bridge(loop)
+        self._unpacker = Unpacker(self._bridge)
         methods = Methods(self._data, self._control, self._bridge, self._settings, self._regions)
         self._methods, self._streams = methods.table(), methods.streams()
         return loop
@@ -138,6 +147,7 @@ class GrpcTransport:
         self, headers: list[Header], oversized: bool
     ) -> Route | StreamRoute | Refusal:
         assert self._bridge is not None
+        assert self._unpacker is not None
         if field(headers, b":method") != b"POST":
             return Refusal(http_failure(405), None)
         kind = field(headers, b"content-type")
@@ -161,9 +171,9 @@ class GrpcTransport:
             return said
         limit = self._options.max_message_size
         if start is not None:
-            return StreamRoute(start, limit, self._options.max_response_pool, said)
+            return StreamRoute(start, limit, self._options.max_response_pool, said, self._unpacker)
         assert method is not None
-        return Route(method, self._bridge, limit, said)
+        return Route(method, self._bridge, limit, said, self._unpacker)
 
     def _said(self, headers: list[Header], path: str) -> Said | Refusal:
         assert self._loop is not None
@@ -191,6 +201,7 @@ class GrpcTransport:
             forwarded(self._forward, headers) if self._forward is not None else None,
             field(headers, b"triton_grpc_error") == b"true",
             field(headers, b"traceparent").decode("ascii", "replace"),
+            b",".join([value for name, value in headers if name == b"tracestate"]).decode("ascii", "replace"),
         )
 
     def _refusal(self, status: Status, message: str) -> Refusal:
@@ -215,7 +226,11 @@ class GrpcTransport:
         assert self._loop is not None
         now = self._loop.time()
         for connection in list(self._connections):
-            connection.check(now)
+            try:
+                connection.check(now)
+            except Exception:  # noqa: BLE001  one bad connection must not end the care for the others
+                _log.exception("a gRPC connection could not be looked after")
+                connection.abort()
         tick = min(self._limits.upkeep.tick(), self._limits.timeout / 8)
         self._sweeper = self._loop.call_later(tick, self._sweep)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import struct
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol
@@ -14,17 +14,22 @@ from conch.protocol.v2.grpc import GrpcCodec
 from conch.protocol.v2.grpc_status import STATUS, Status
 from conch.service.api import DataPlane
 from conch.transport.bridge import Bridge
+from conch.transport.grpc_deadline import Deadline
+from conch.transport.grpc_fault import GrpcFault
 from conch.transport.grpc_forward import Forwarded, ForwardingPlane
 from conch.transport.grpc_headers import AnswerHeaders, answer_end, answer_start, encoding_field, failure
-from conch.transport.grpc_messages import Compression, GrpcFault, Inbox
-from conch.types.error import InferError
+from conch.transport.grpc_messages import Compression, Inbox
+from conch.transport.grpc_unpack import Unpacker, Unpacking
+from conch.types.error import InferError, internal
 from conch.types.request import InferRequest
-from conch.types.response import InferResponse
+from conch.types.response import FINAL, InferResponse
 from conch.types.tensor import Buffer
 
 if TYPE_CHECKING:
     from conch.transport.http2 import Connection
     from conch.transport.http2_send import SendState
+
+_log = logging.getLogger("conch")
 
 _size = struct.Struct(">I").unpack_from
 _prefix = struct.Struct(">BI").pack
@@ -75,8 +80,9 @@ class Said:
     forwarded: Forwarded | None = None
     #: `triton_grpc_error: true`: the first error of a model ends a stream.
     errors_end: bool = False
-    #: The W3C trace context that came with the call.
+    #: The W3C trace context that came with the call, and what other tracing systems add to it.
     trace_context: str = ""
+    trace_state: str = ""
 
 
 class Route:
@@ -84,11 +90,13 @@ class Route:
 
     __slots__ = (
         "bridge", "compression", "encoding", "forwarded", "limit", "loop", "method", "timeout", "trace_context",
+        "trace_state", "unpacker",
     )  # fmt: skip
 
-    def __init__(self, method: Method, bridge: Bridge, limit: int, said: Said) -> None:
+    def __init__(self, method: Method, bridge: Bridge, limit: int, said: Said, unpacker: Unpacker) -> None:
         self.method = method
         self.bridge = bridge
+        self.unpacker = unpacker
         self.limit = limit
         self.loop = said.loop
         self.timeout = said.timeout
@@ -98,11 +106,12 @@ class Route:
         #: Metadata that become parameters of requests; None without any.
         self.forwarded = said.forwarded
         self.trace_context = said.trace_context
+        self.trace_state = said.trace_state
 
     def open(self, connection: Connection[Peer], number: int, /) -> Call:
         call = Call(connection, number, self)
         if self.timeout is not None:
-            call.timer = self.loop.call_later(self.timeout, call.expire)
+            call.deadline = Deadline(self.loop, self.timeout, call.expire)
         return call
 
 
@@ -180,8 +189,8 @@ class Call:
     resting: ClassVar[bool] = False
 
     __slots__ = (
-        "_early", "_inbox", "_request", "_route", "connection", "ended", "id", "idle_since", "promised", "sending",
-        "timer", "unacked", "window",
+        "_early", "_inbox", "_request", "_route", "connection", "deadline", "ended", "id", "idle_since", "promised",
+        "sending", "unacked", "window",
     )  # fmt: skip
 
     def __init__(self, connection: Connection[Peer], number: int, route: Route) -> None:
@@ -194,7 +203,7 @@ class Call:
         self.unacked = 0
         self.promised = -1
         self.idle_since = 0.0
-        self.timer: asyncio.TimerHandle | None = None
+        self.deadline: Deadline | None = None
         self._route = route
         self._inbox: Inbox | None = None
         self._request: InferRequest | None = None
@@ -208,6 +217,10 @@ class Call:
     @property
     def trace_context(self) -> str:
         return self._route.trace_context
+
+    @property
+    def trace_state(self) -> str:
+        return self._route.trace_state
 
     # -- the stream's side
 
@@ -252,15 +265,28 @@ class Call:
         except GrpcFault as fault:
             self.refuse(fault.status, fault.message)
             return
-        if message is not None:
+        if isinstance(message, Unpacking):
+            self._route.unpacker.run(message, self._unpacked)
+        elif message is not None:
             self._inbox = None
             self._route.method(self, message)
+
+    def _unpacked(self, unpacking: Unpacking) -> None:
+        if self.connection is None:
+            return
+        try:
+            message = unpacking.take()
+        except GrpcFault as fault:
+            self.refuse(fault.status, fault.message)
+            return
+        self._inbox = None
+        self._route.method(self, message)
 
     def dropped(self) -> None:
         self._settle()
 
     def expire(self) -> None:
-        self.timer = None
+        self.deadline = None
         self.refuse(Status.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
     # -- the sink's side
@@ -268,8 +294,8 @@ class Call:
     def begin(self, request: InferRequest) -> None:
         """`request` answers this call; when the call ends before it does, the request is cancelled."""
         self._request = request
-        if self.timer is not None:
-            request.expires_ns = expiry(self.timer, self._route.loop)
+        if self.deadline is not None:
+            request.expires_ns = self.deadline.expires_ns
 
     def reply(self, request: InferRequest, response: InferResponse, final: bool) -> None:
         """Any thread."""
@@ -329,13 +355,17 @@ class Call:
             self._early += 1
             return
         self._request = None
-        if self._early:
-            self.refuse(Status.INTERNAL, f"expected a single response, got {self._early + 1}")
+        if self._early or response is FINAL:
+            found = self._early + (response is not FINAL)
+            self.refuse(Status.INTERNAL, f"expected a single response, got {found}")
             return
         try:
             parts, size = connection.state.codec.encode_infer(request, response)
         except InferError as error:
             self._fail(error)
+            return
+        except Exception as error:  # noqa: BLE001  whatever it is, the client must hear of it
+            self._fail(unwritable(error))
             return
         self.answer(parts, size)
 
@@ -345,19 +375,22 @@ class Call:
 
     def _settle(self) -> None:
         self.connection = None
-        self._inbox = None
+        if self._inbox is not None:
+            self._inbox.give_up()
+            self._inbox = None
         request = self._request
         if request is not None:
             self._request = None
             cancel(request)
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        if self.deadline is not None:
+            self.deadline.cancel()
+            self.deadline = None
 
 
-def expiry(timer: asyncio.TimerHandle, loop: asyncio.AbstractEventLoop) -> int:
-    """When `timer` rings, in `time.monotonic_ns()`."""
-    return time.monotonic_ns() + int((timer.when() - loop.time()) * 1e9)
+def unwritable(error: Exception) -> InferError:
+    """What the client of a response hears that could not be encoded, for a reason that the log tells."""
+    _log.error("a gRPC response could not be written", exc_info=error)
+    return internal(f"the server failed to write the response: {type(error).__name__}")
 
 
 def cancel(request: InferRequest) -> None:

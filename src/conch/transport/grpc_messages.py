@@ -10,12 +10,12 @@ from typing import Final
 from conch.protocol.v2.grpc_status import Status
 from conch.transport.bodies import SizedBody
 from conch.transport.filler import LARGE
+from conch.transport.grpc_fault import GrpcFault
+from conch.transport.grpc_unpack import AT_ONCE, WINDOW, Unpacking
 from conch.types.tensor import Buffer
 
 #: What we can read, as `grpc-accept-encoding` lists it.
 ENCODINGS: Final = b"identity,deflate,gzip"
-#: zlib's window bits: gzip's container, zlib's own (which gRPC and HTTP call deflate).
-_WINDOW: Final = {b"gzip": 31, b"deflate": 15}
 #: Level of `--grpc-infer-response-compression-level` -> the encodings to choose from, best first, and zlib's level.
 _LEVELS: Final = {
     "low": ((b"gzip", b"deflate"), 1),
@@ -26,23 +26,14 @@ _LEVELS: Final = {
 _size = struct.Struct(">I").unpack_from
 
 
-class GrpcFault(Exception):  # noqa: N818  not an error of ours: a call that is answered with a status
-    """The call breaks gRPC's own rules and is answered with this status."""
-
-    def __init__(self, status: Status, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-
-
 class Inbox:
     """Cuts bytes into messages. `encoding` is the call's grpc-encoding; empty when its messages are plain.
 
     Memory grows with what has arrived, never to a size that was only announced; the same holds for what a compressed
-    message claims to be.
+    message claims to be. A large one comes out as an `Unpacking`, to be finished before the next is asked for.
     """
 
-    __slots__ = ("_at", "_data", "_encoding", "_large", "_limit", "_packed", "_size")
+    __slots__ = ("_at", "_data", "_encoding", "_large", "_limit", "_packed", "_size", "_unpacking")
 
     def __init__(self, limit: int, encoding: bytes = b"") -> None:
         self._limit = limit
@@ -54,6 +45,8 @@ class Inbox:
         self._packed = False
         #: The message whose size is known, where it is large; what follows it is in `_data`.
         self._large: SizedBody | None = None
+        #: The compressed message that came out last.
+        self._unpacking: Unpacking | None = None
 
     def __len__(self) -> int:
         """Bytes held, whole messages or not."""
@@ -86,15 +79,13 @@ class Inbox:
         if self._large is not None:
             self._large.filled(size)
 
-    def next(self) -> Buffer | None:
-        """The next whole message, decompressed; None until more comes. Raises GrpcFault as soon as one is wrong."""
+    def next(self) -> Buffer | Unpacking | None:
+        """The next whole message, decompressed if it is little; None until more comes. Raises GrpcFault as soon as one
+        is wrong."""
         self._look()
         data, at, size = self._data, self._at, self._size
         if size < 0 or self._held < size:
-            if at:
-                # Cheap: a bytearray forgets its beginning without moving the rest.
-                del data[:at]
-                self._at = 0
+            self._trim()
             return None
         message: Buffer
         if self._large is not None:
@@ -102,10 +93,13 @@ class Inbox:
         else:
             message = bytes(memoryview(data)[at : at + size])
             self._at = at + size
+            if self._at >= LARGE:
+                # Where more always waits, the end of what has come may never be reached.
+                self._trim()
         self._size = -1
-        return decompress(message, self._encoding, self._limit) if self._packed else message
+        return self._unpack(message) if self._packed else message
 
-    def single(self, ended: bool) -> Buffer | None:
+    def single(self, ended: bool) -> Buffer | Unpacking | None:
         """For calls that take one message: it, once the call has `ended`. Raises GrpcFault when it is not just one."""
         self._look()
         size, held = self._size, self._held
@@ -117,6 +111,24 @@ class Inbox:
             what = "only a part of its message" if held or size >= 0 else "no message"
             raise GrpcFault(Status.INTERNAL, f"the call has ended with {what}")
         return self.next()
+
+    def give_up(self) -> None:
+        """Nobody waits for messages any more."""
+        if self._unpacking is not None:
+            self._unpacking.given_up = True
+
+    def _unpack(self, message: Buffer) -> Buffer | Unpacking:
+        unpacking = Unpacking(message, self._encoding, self._limit)
+        if unpacking.step(AT_ONCE):
+            return unpacking.take()
+        self._unpacking = unpacking
+        return unpacking
+
+    def _trim(self) -> None:
+        """Let go of what has been read. Cheap: a bytearray forgets its beginning without moving the rest."""
+        if self._at:
+            del self._data[: self._at]
+            self._at = 0
 
     def _look(self) -> None:
         if self._size < 0 and len(self._data) - self._at >= 5:
@@ -143,20 +155,6 @@ def check_prefix(buffer: Buffer, at: int, limit: int, encoding: bytes) -> int:
     return size
 
 
-def decompress(message: Buffer, encoding: bytes, limit: int) -> bytes:
-    """Raises GrpcFault for what is broken, or is more than `limit` bytes."""
-    machine = zlib.decompressobj(_WINDOW[encoding])
-    try:
-        plain = machine.decompress(message, limit + 1)
-    except zlib.error as error:
-        raise GrpcFault(Status.INTERNAL, f"the {encoding.decode()} message is broken: {error}") from None
-    if len(plain) > limit:
-        raise GrpcFault(Status.RESOURCE_EXHAUSTED, f"Decompressed message larger than max (max {limit} bytes)")
-    if not machine.eof or machine.unused_data:
-        raise GrpcFault(Status.INTERNAL, f"the {encoding.decode()} message is cut off or longer than it says")
-    return plain
-
-
 class Compression:
     """How the responses of a call are compressed."""
 
@@ -164,7 +162,7 @@ class Compression:
 
     def __init__(self, encoding: bytes, level: int) -> None:
         self.encoding = encoding
-        self._window = _WINDOW[encoding]
+        self._window = WINDOW[encoding]
         self._level = level
 
     def pack(self, parts: Sequence[Buffer], size: int) -> tuple[int, Sequence[Buffer], int]:

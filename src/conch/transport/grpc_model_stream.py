@@ -11,8 +11,8 @@ from conch.protocol.v2.grpc_status import STATUS, Status
 from conch.protocol.v2.stream_order import Line, Turn
 from conch.service.api import DataPlane
 from conch.transport.bridge import Bridge
-from conch.transport.grpc_call import cancel, expiry
-from conch.transport.grpc_messages import GrpcFault
+from conch.transport.grpc_call import Said, cancel, unwritable
+from conch.transport.grpc_fault import GrpcFault
 from conch.transport.grpc_stream import DRAINING, Stream
 from conch.types.error import InferError, internal
 from conch.types.request import InferRequest
@@ -21,9 +21,12 @@ from conch.types.tensor import Buffer
 
 _log = logging.getLogger("conch")
 
-#: Requests of one stream that may be on their way at once, and their bytes; what is more stays in the peer's windows.
+#: Requests of one stream that may be on their way at once, and their bytes and those of answers that wait for others;
+#: what is more stays in the peer's windows.
 _MAX_REQUESTS: Final = 4096
 _MAX_BYTES: Final = 64 << 20
+#: What an answer that waits costs besides its bytes.
+_ANSWER_BYTES: Final = 512
 
 #: What leaves the line: a message in pieces and its size, or the error of a model and its message.
 _Answer = tuple[list[Buffer], int, InferError | None]
@@ -49,7 +52,11 @@ class Sink:
 
     @property
     def trace_context(self) -> str:
-        return self.talk.trace_context
+        return self.talk.said.trace_context
+
+    @property
+    def trace_state(self) -> str:
+        return self.talk.said.trace_state
 
     def reply(self, request: InferRequest, response: InferResponse, final: bool) -> None:
         talk = self.talk
@@ -69,7 +76,9 @@ class Sink:
 class ModelStream:
     """The conversation of one ModelStreamInfer call. Loop thread only."""
 
-    __slots__ = ("_active", "_bytes", "_closing", "_codec", "_data", "_line", "_refusing", "_stream", "bridge")
+    __slots__ = (
+        "_active", "_bytes", "_closing", "_codec", "_data", "_line", "_refused_some", "_refusing", "_stream", "bridge",
+    )  # fmt: skip
 
     def __init__(self, stream: Stream, data: DataPlane, bridge: Bridge) -> None:
         assert stream.connection is not None
@@ -78,27 +87,30 @@ class ModelStream:
         self._stream = stream
         self._codec = stream.connection.state.special_codec(True, stream.said.forwarded)
         self._active: set[Sink] = set()
+        #: Of requests on their way, and of answers in the line.
         self._bytes = 0
         self._line: Line[_Answer] = Line()
-        #: The client has said all it had to say; or we take no more of it.
+        #: The client has said all it had to say; or we take no more of it, and have thrown away what it said.
         self._closing = False
         self._refusing = False
+        self._refused_some = False
 
     @property
-    def trace_context(self) -> str:
-        return self._stream.said.trace_context
+    def said(self) -> Said:
+        return self._stream.said
 
     # -- the stream's side
 
     def message(self, message: Buffer) -> None:
         if self._refusing:
+            self._refused_some = True
             return
         sink = Sink(self, len(message))
         try:
             request = self._codec.decode_infer(message, sink, _monotonic_ns())
-            timer = self._stream.timer
-            if timer is not None:
-                request.expires_ns = expiry(timer, self._stream.said.loop)
+            deadline = self._stream.deadline
+            if deadline is not None:
+                request.expires_ns = deadline.expires_ns
             request.flow = self._stream.flow
             sink.request = request
             if not request.form.decoupled:
@@ -119,12 +131,12 @@ class ModelStream:
     def ended(self) -> None:
         self._closing = True
         if not self._active:
-            self._stream.finish()
+            self._finish()
 
     def drain(self) -> None:
         self._refusing = True
         if not self._active:
-            self._stream.finish(Status.UNAVAILABLE, DRAINING)
+            self._finish()
 
     def dropped(self) -> None:
         active, self._active = self._active, set()
@@ -153,8 +165,10 @@ class ModelStream:
         else:
             try:
                 parts, size = wire.encode_response(self._codec, request, response, final)
-            except InferError as error:
-                self.fail(sink, request, error)
+            except Exception as error:  # noqa: BLE001  whatever it is, the client must hear of it
+                self.fail(sink, request, error if isinstance(error, InferError) else unwritable(error))
+                if not final:
+                    cancel(request)
                 return
             if turn is not None:
                 self._leave(turn, (parts, size, None))
@@ -199,7 +213,9 @@ class ModelStream:
             self.fail(sink, request, internal(f"expected a single response, got {sink.early}"))
 
     def _leave(self, turn: Turn[_Answer], answer: _Answer) -> None:
+        self._bytes += answer[1] + _ANSWER_BYTES
         for each in self._line.settle(turn, answer):
+            self._bytes -= each[1] + _ANSWER_BYTES
             self._say(each)
 
     def _say(self, answer: _Answer) -> None:
@@ -211,13 +227,17 @@ class ModelStream:
 
     def _done(self, sink: Sink) -> None:
         self._forget(sink)
-        stream = self._stream
-        if not self._active and self._refusing:
-            stream.finish(Status.UNAVAILABLE, DRAINING)
-        elif not self._active and self._closing:
-            stream.finish()
-        elif stream.full:
-            stream.resume()
+        if not self._active and (self._closing or self._refusing):
+            self._finish()
+        elif self._stream.full:
+            self._stream.resume()
+
+    def _finish(self) -> None:
+        """All answers have been given, and no more requests are taken."""
+        if self._closing and not self._refused_some:
+            self._stream.finish()
+        else:
+            self._stream.finish(Status.UNAVAILABLE, DRAINING)
 
     def _forget(self, sink: Sink) -> None:
         # Together with the request's own reference it would be a cycle.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -11,8 +10,11 @@ from typing import TYPE_CHECKING, Final, Protocol
 from conch.protocol.v2.grpc_status import Status
 from conch.transport import http2_frames as h2
 from conch.transport.grpc_call import Peer, Said
+from conch.transport.grpc_deadline import Deadline
+from conch.transport.grpc_fault import GrpcFault
 from conch.transport.grpc_headers import encoding_field, failure, trailers
-from conch.transport.grpc_messages import GrpcFault, Inbox
+from conch.transport.grpc_messages import Inbox
+from conch.transport.grpc_unpack import Unpacker, Unpacking
 from conch.types.flow import Flow
 from conch.types.tensor import Buffer
 
@@ -54,14 +56,17 @@ class Conversation(Protocol):
 class StreamRoute:
     """What a header list of a streaming method asks for; shared by all calls with the same headers."""
 
-    __slots__ = ("limit", "most", "said", "start")
+    __slots__ = ("limit", "most", "said", "start", "unpacker")
 
-    def __init__(self, start: Callable[[Stream], Conversation], limit: int, most: int, said: Said) -> None:
+    def __init__(
+        self, start: Callable[[Stream], Conversation], limit: int, most: int, said: Said, unpacker: Unpacker
+    ) -> None:
         """Messages are at most `limit` bytes, and `most` answers may wait for the peer."""
         self.start = start
         self.limit = limit
         self.most = most
         self.said = said
+        self.unpacker = unpacker
 
     def open(self, connection: Connection[Peer], number: int, /) -> Stream:
         return Stream(connection, number, self)
@@ -71,8 +76,9 @@ class Stream:
     """An HTTP/2 stream and a conversation over it. Loop thread only."""
 
     __slots__ = (
-        "_held", "_held_size", "_inbox", "_last", "_route", "_said_ended", "_started", "_talk", "connection", "ended",
-        "flow", "full", "id", "idle_since", "promised", "sending", "timer", "unacked", "window",
+        "_held", "_held_size", "_inbox", "_last", "_route", "_said_ended", "_started", "_talk", "_unpacking",
+        "connection", "deadline", "ended", "flow", "full", "id", "idle_since", "promised", "sending", "unacked",
+        "window",
     )  # fmt: skip
 
     def __init__(self, connection: Connection[Peer], number: int, route: StreamRoute) -> None:
@@ -90,11 +96,13 @@ class Stream:
         #: For those who make the answers.
         self.flow = Flow()
         said = route.said
-        self.timer: asyncio.TimerHandle | None = None
+        self.deadline: Deadline | None = None
         if said.timeout is not None:
-            self.timer = said.loop.call_later(said.timeout, self._expire)
+            self.deadline = Deadline(said.loop, said.timeout, self._expire)
         self._route = route
         self._inbox = Inbox(route.limit, said.encoding)
+        #: A large message is being unpacked; those after it wait.
+        self._unpacking = False
         #: Answers that wait for those before them to leave.
         self._held: deque[tuple[list[Buffer], int]] = deque()
         self._held_size = 0
@@ -165,7 +173,11 @@ class Stream:
                 return
             if message is None:
                 break
-            self._tell(talk, message)
+            if isinstance(message, Unpacking):
+                self._unpacking = True
+                self._route.unpacker.run(message, self._unpacked)
+            else:
+                self._tell(talk, message)
         if self.ended and talk is not None and not self._said_ended:
             if len(inbox):
                 self.finish(Status.INTERNAL, "the call has ended with only a part of its message")
@@ -247,7 +259,20 @@ class Stream:
             self.finish(fault.status, fault.message)
 
     def _busy(self, talk: Conversation) -> bool:
-        return self.flow.full or talk.busy()
+        return self._unpacking or self.flow.full or talk.busy()
+
+    def _unpacked(self, unpacking: Unpacking) -> None:
+        self._unpacking = False
+        talk = self._talk
+        if talk is None:
+            return
+        try:
+            message = unpacking.take()
+        except GrpcFault as fault:
+            self.finish(fault.status, fault.message)
+            return
+        self._tell(talk, message)
+        self.resume()
 
     def _write(self, connection: Connection[Peer], parts: Sequence[Buffer], size: int) -> None:
         sender = connection.sender
@@ -288,17 +313,18 @@ class Stream:
     def _end(self) -> None:
         """The conversation hears that it is over, once."""
         talk, self._talk = self._talk, None
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        if self.deadline is not None:
+            self.deadline.cancel()
+            self.deadline = None
         self.full = False
+        self._inbox.give_up()
         self._inbox = Inbox(0)
         if talk is not None:
             talk.dropped()
         self.flow.release()
 
     def _expire(self) -> None:
-        self.timer = None
+        self.deadline = None
         self._abandon(Status.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
     def _abandon(self, status: Status, message: str) -> None:

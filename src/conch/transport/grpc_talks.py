@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from conch.pb import health_pb2
 from conch.protocol.v2.grpc_status import STATUS, Status
 from conch.protocol.v2.reflection import reflect
-from conch.transport.grpc_messages import GrpcFault
+from conch.transport.grpc_fault import GrpcFault
 from conch.transport.grpc_stream import DRAINING, Stream
 from conch.types.error import InferError
 from conch.types.tensor import Buffer

@@ -81,6 +81,7 @@ class HttpTransport(HttpFace):
             timeout=options.slow_sender_timeout,
             reuse_port=options.reuse_port,
             tls=Certificates(options.tls, "http/1.1") if options.tls is not None else None,
+            soon=bridge.soon,
         )
         self._restricted = Restrictions(options.restricted)
         changeable = SettingsEndpoints(settings)

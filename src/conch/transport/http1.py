@@ -13,6 +13,7 @@ from conch.protocol.v2.status import error_body
 from conch.transport.bodies import Body, SizedBody, body_of
 from conch.transport.filler import LARGE, Filler
 from conch.transport.heads import MAX_HEAD, BadRequestError, Head, HeadCache
+from conch.transport.uptake import taken, untaken
 from conch.types.flow import Flow
 from conch.types.tensor import Buffer
 
@@ -20,6 +21,8 @@ from conch.types.tensor import Buffer
 MAX_WAITING: Final = 262_144
 #: Larger bodies of answers are sent from where they lie.
 _MAX_JOIN: Final = 65536
+#: Pieces of answers (two or three each) that are collected before they are written and other connections have a turn.
+_MAX_PIECES: Final = 64
 #: How long a client whose request was refused may go on sending before the connection is cut.
 _LINGER: Final = 2.0
 
@@ -55,6 +58,8 @@ class Owner(Protocol):
     heads: HeadCache
     #: Set while the server stops: no connection serves another request then.
     draining: bool
+    #: Has a call made once, when other connections have had their turn.
+    soon: Callable[[Callable[[], object]], object]
 
     def handle(self, connection: Connection, head: Head, body: Buffer, /) -> None:
         """Answer a request: call `connection.respond` once, now or later. Must not raise. `body` may be kept."""
@@ -69,8 +74,8 @@ class Connection(asyncio.Protocol):
     """All calls on the event loop's thread."""
 
     __slots__ = (
-        "_at", "_blocked_size", "_body", "_buffer", "_closed", "_filler", "_flow", "_head", "_last", "_lingering",
-        "_out", "_owner", "_paused", "_quiet_since", "_searched", "_stepping", "_streaming", "_transport",
+        "_at", "_body", "_buffer", "_closed", "_deferred", "_filler", "_flow", "_head", "_last", "_lingering", "_out",
+        "_owed", "_owner", "_paused", "_quiet_since", "_searched", "_stepping", "_streaming", "_taken", "_transport",
         "_write_blocked", "busy", "exchange",
     )  # fmt: skip
 
@@ -90,12 +95,17 @@ class Connection(asyncio.Protocol):
         self._filler: Filler | None = None
         self._out: list[Buffer] = []
         self._stepping = False
+        #: Requests that have arrived wait for the turns of other connections.
+        self._deferred = False
         #: What is being answered in pieces: nothing, chunks, or bytes that end with the connection.
         self._streaming = _WHOLE
         self._flow: Flow | None = None
         self._paused = False
         self._write_blocked = False
-        self._blocked_size = 0
+        #: How much the client had taken when it was last looked at, once it does not keep up.
+        self._taken = 0
+        #: Whether a client of TLS had bytes to take when `owed` was last asked.
+        self._owed = False
         #: Since when the client owes us bytes, 0 when it does not. Monotonic seconds.
         self._quiet_since = 0.0
         #: No further request is served; the connection closes when everything is written.
@@ -134,17 +144,21 @@ class Connection(asyncio.Protocol):
         """The client does not read what we write: we do not read what it asks."""
         self._write_blocked = True
         self._quiet_since = now()
-        self._blocked_size = self._transport.get_write_buffer_size()
+        self._taken = taken(self._transport)
         if self._flow is not None:
             self._flow.full = True
         self._pause()
 
     def resume_writing(self) -> None:
         self._write_blocked = False
-        self._quiet_since = 0.0
+        self._quiet_since = now() if self._lingering or self._body is not None else 0.0
         if self._flow is not None:
             self._flow.release()
-        self._resume()
+        if self._last and not self.busy and not self._lingering:
+            self._finish()
+            return
+        if not self.busy or len(self._buffer) <= MAX_WAITING:
+            self._resume()
         if not self.busy and self._buffer:
             self._step()
 
@@ -152,7 +166,7 @@ class Connection(asyncio.Protocol):
         if self._last or self._closed:
             return
         self._buffer = self._buffer + data if self._buffer else data
-        if not self.busy and not self._write_blocked:
+        if not (self.busy or self._write_blocked or self._deferred):
             self._step()
         elif len(self._buffer) > MAX_WAITING:
             self._pause()
@@ -196,6 +210,7 @@ class Connection(asyncio.Protocol):
         if not self.busy or self._closed or asked is None:
             return
         self._flow = flow
+        flow.full = self._write_blocked
         self._streaming = _CHUNKS if asked.modern else _TO_THE_END
         self._last = not (asked.modern and asked.keep_alive) or self._owner.draining
         coding = _CHUNKED if asked.modern else b""
@@ -235,6 +250,14 @@ class Connection(asyncio.Protocol):
         """Bytes that were written and that the client has not taken yet."""
         return self._transport.get_write_buffer_size()
 
+    def owed(self) -> bool:
+        """Whether the client has not taken all that was written; to be asked again and again while the server stops."""
+        if self.unread():
+            return True
+        # Of TLS nothing must be left twice in a row: in between, uvloop has passed on what it had kept back.
+        before, self._owed = self._owed, untaken(self._transport) > 0
+        return before or self._owed
+
     def abort(self) -> None:
         """Cut the connection now; what was not written is lost, so that no client takes half an answer for a whole."""
         if not self._closed:
@@ -257,6 +280,9 @@ class Connection(asyncio.Protocol):
         self._stepping = True
         try:
             while self._at < len(self._buffer) and not (self.busy or self._last or self._write_blocked):
+                if self._out and self._is_much():
+                    self._defer()
+                    break
                 if not (self._next() if self._body is None else self._fill(self._body)):
                     break
         except BadRequestError as error:
@@ -268,8 +294,24 @@ class Connection(asyncio.Protocol):
             self._at = 0
         if self._out:
             self._flush()
-        if self._paused and not self.busy and not self._write_blocked:
+        if self._paused and not (self.busy or self._write_blocked or self._deferred):
             self._resume()
+
+    def _is_much(self) -> bool:
+        """Whether the answers collected go out before the next request is looked at.
+
+        Requests are small, their answers may not be: a buffer full of them would fill the memory and hold up the loop.
+        """
+        return len(self._out) >= _MAX_PIECES or len(self._out[-1]) > _MAX_JOIN
+
+    def _defer(self) -> None:
+        if not self._deferred:
+            self._deferred = True
+            self._owner.soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._deferred = False
+        self._step()
 
     def _next(self) -> bool:
         """Begin with the next request in the buffer. False when more bytes are needed."""
@@ -301,7 +343,8 @@ class Connection(asyncio.Protocol):
         if start < len(buffer):
             return self._fill(body)
         if head.awaits_continue:
-            self._transport.write(_CONTINUE)
+            # Behind the answers to earlier requests.
+            self._out.append(_CONTINUE)
         self._await_body(body)
         return False
 
@@ -365,13 +408,18 @@ class Connection(asyncio.Protocol):
 
     def tick(self, limit: float) -> None:
         """Called every few seconds: a client that owes us bytes, or reads none of ours, has `limit` seconds."""
-        if not self._quiet_since or self._closed:
+        if not self._quiet_since:
             return
         waited = now() - self._quiet_since
-        if self._write_blocked:
-            size = self._transport.get_write_buffer_size()
-            if size != self._blocked_size:
-                self._blocked_size = size
+        if self._closed:
+            # Of TLS: the client has yet to say goodbye. While it reads, the kernel looks after it.
+            if untaken(self._transport):
+                self._quiet_since = now()
+            elif waited > _LINGER:
+                self._transport.abort()
+        elif self._write_blocked:
+            before, self._taken = self._taken, taken(self._transport)
+            if self._taken > before:
                 self._quiet_since = now()
             elif waited > limit:
                 self._transport.abort()
@@ -384,22 +432,33 @@ class Connection(asyncio.Protocol):
     def stop(self) -> None:
         """The server stops: close now if nothing is under way, else after the answer."""
         if not (self.busy or self._buffer or self._body or self._out):
-            self.close()
+            self._last = True
+            self._finish()
 
     def close(self) -> None:
         """Write what is to be written, then close."""
         if not self._closed:
             self._closed = True
             self._buffer = b""
+            self._quiet_since = now()
             self._transport.close()
 
     def _finish(self) -> None:
-        if self._lingering and not self._closed and self._transport.can_write_eof():
-            # Closing a socket with unread bytes resets it, and the client may lose the answer (RFC 9112 9.6).
-            if not self._transport.is_closing():
-                self._transport.write_eof()
-                self._resume()
-                self._quiet_since = now()
+        if self._closed:
+            return
+        if self._lingering:
+            self._quiet_since = now()
+            if self._transport.can_write_eof():
+                # Closing a socket with unread bytes resets it, and the client may lose the answer (RFC 9112 9.6).
+                if not self._transport.is_closing():
+                    self._transport.write_eof()
+                    self._resume()
+                return
+        if self.unread():
+            # The socket is closed when the client has taken everything, or has had its time: closed now, a plain one
+            # would wait for ever and one of TLS would soon be cut off within the answer.
+            self._buffer = b""
+            self._transport.set_write_buffer_limits(high=0)
             return
         self.close()
 

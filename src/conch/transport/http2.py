@@ -36,13 +36,17 @@ from conch.transport.http2_headers import BlockAssembly, Header, HeaderBlocks, c
 from conch.transport.http2_limits import Budget, Limits
 from conch.transport.http2_send import Sender, SendingStream
 from conch.transport.http2_upkeep import Step, Upkeep
+from conch.transport.tls import SHUTDOWN_SECONDS
+from conch.transport.uptake import taken, untaken
 
 #: What the application keeps per connection.
 State = TypeVar("State")
 
 _unpack = HEAD.unpack_from
 #: Streams that we have reset and whose late frames are therefore no fault of the peer.
-_REMEMBERED_RESETS = 1024
+_REMEMBERED_RESETS = 4096
+#: Late DATA is on its way in frames of at least so many bytes, but for the last.
+_LATE_FRAME = 1024
 #: No frame but DATA and those of header blocks needs to be longer.
 _MAX_CONTROL = 16_384
 
@@ -68,10 +72,12 @@ class Connection(asyncio.Protocol, Generic[State]):
         "_limits",
         "_marked",
         "_moved_at",
+        "_owed",
         "_parse",
         "_partial",
         "_resets",
         "_stalled_at",
+        "_taken",
         "_transport",
         "_unacked",
         "blocks",
@@ -113,11 +119,16 @@ class Connection(asyncio.Protocol, Generic[State]):
         self._assembly = BlockAssembly(limits)
         #: Bytes of DATA that we have not yet returned to the connection's window.
         self._unacked = 0
-        self._resets: dict[int, None] = {}
+        #: By the numbers of streams that we have reset, how many bytes of DATA may still be on their way.
+        self._resets: dict[int, int] = {}
         #: When `check` first saw that no frame had been completed; 0 when one has since.
         self._moved_at = clock()
-        #: When the peer stopped reading; 0 while it reads.
+        #: When the peer was last seen to read, once the socket's buffer is full or we have closed; 0 before.
         self._stalled_at = 0.0
+        #: How much it had taken when that was last looked at.
+        self._taken = 0
+        #: Whether a peer of TLS had bytes to take when `owed` was last asked.
+        self._owed = False
 
     # -- asyncio's side
 
@@ -145,9 +156,14 @@ class Connection(asyncio.Protocol, Generic[State]):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closing = True
-        self._transport = self.sender.transport = None
+        self._transport = None
         self._drop_streams()
         self._application.closed(self)
+        # What refers back lets go: the connection is freed now, not when the collector comes, which is rarely.
+        self._parse = len
+        self.blocks.detach()
+        self.sender.detach()
+        self._partial.detach()
 
     def eof_received(self) -> bool:
         return False
@@ -157,11 +173,12 @@ class Connection(asyncio.Protocol, Generic[State]):
         self.sender.paused = True
         self._stalled_at = self._clock()
         if self._transport is not None:
+            self._taken = taken(self._transport)
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         self.sender.paused = False
-        self._stalled_at = 0.0
+        self._stalled_at = self._clock() if self.closing else 0.0
         if self._transport is not None and not self.closing:
             self._transport.resume_reading()
         self.mark()
@@ -253,7 +270,20 @@ class Connection(asyncio.Protocol, Generic[State]):
         if transport is not None:
             self.sender.output.append(h2.goaway(self.last_stream, code, reason))
             self.sender.flush()
+            self._stalled_at = self._clock()
+            self._taken = taken(transport)
             transport.close()
+
+    def owed(self) -> bool:
+        """Whether the peer has not taken all that was written; to be asked again and again while the server stops."""
+        transport = self._transport
+        if transport is None:
+            return False
+        if transport.get_write_buffer_size():
+            return True
+        # Of TLS nothing must be left twice in a row: in between, uvloop has passed on what it had kept back.
+        before, self._owed = self._owed, untaken(transport) > 0
+        return before or self._owed
 
     def abort(self) -> None:
         """Close at once, without waiting for the peer to read."""
@@ -264,19 +294,16 @@ class Connection(asyncio.Protocol, Generic[State]):
     def check(self, now: float) -> None:
         """Called every few seconds: hang up on peers, and reset streams, that make no progress."""
         timeout = self._limits.timeout
-        if self._stalled_at and now - self._stalled_at > timeout:
-            self.abort()
+        if self._stalled_at or self.closing:
+            self._check_reader(now)
             return
-        if not self.closing and self._upkeep(now, self._moved_at == 0.0):
+        if self._upkeep(now, self._moved_at == 0.0):
             return
         if self._moved_at == 0.0:
             self._moved_at = now
         unfinished = self._parse == self._preface or self._left or self._assembly.stream or not self.greeted
-        if now - self._moved_at > timeout and (unfinished or self._partial or self.closing):
-            if self.closing:
-                self.abort()
-            else:
-                self.shut(ErrorCode.SETTINGS_TIMEOUT if unfinished else ErrorCode.PROTOCOL_ERROR, "too slow")
+        if now - self._moved_at > timeout and (unfinished or self._partial):
+            self.shut(ErrorCode.SETTINGS_TIMEOUT if unfinished else ErrorCode.PROTOCOL_ERROR, "too slow")
             return
         self._check_streams(now)
         if self.sender.output:
@@ -398,7 +425,7 @@ class Connection(asyncio.Protocol, Generic[State]):
             raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the connection's window allows")
         stream = self.streams.get(number)
         if stream is None:
-            self._late(number)
+            self._late(number, length)
         elif stream.ended:
             self.reset(stream, ErrorCode.STREAM_CLOSED)
         else:
@@ -424,10 +451,17 @@ class Connection(asyncio.Protocol, Generic[State]):
             self.sender.output.append(h2.window_update(stream.id, stream.unacked))
             stream.unacked = 0
 
-    def _late(self, number: int) -> None:
-        """A frame for a stream that is no more: fine if we have reset it, else the peer's fault (RFC 9113 5.1)."""
+    def _late(self, number: int, length: int) -> None:
+        """DATA for a stream that is no more: fine if we have reset it, else the peer's fault (RFC 9113 5.1).
+
+        What was within the stream's window may have been on its way.
+        """
+        left = self._resets.get(number)
+        if left is not None and _LATE_FRAME <= length <= left:
+            self._resets[number] = left - length
+            return
         self.spend()
-        if number not in self._resets:
+        if left is None:
             self._reset(number, ErrorCode.STREAM_CLOSED)
 
     def _moved(self) -> None:
@@ -505,9 +539,9 @@ class Connection(asyncio.Protocol, Generic[State]):
         if number == 0 or number > self.last_stream or not number & 1:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"{frame} on stream {number}, which is idle")
 
-    def spend(self) -> None:
+    def spend(self, cost: int = 1) -> None:
         budget = self._budget
-        budget.credit -= 1
+        budget.credit -= cost
         if budget.credit <= 0 and not budget.refill(self._clock(), self.sender.sent):
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that lead nowhere")
 
@@ -518,7 +552,7 @@ class Connection(asyncio.Protocol, Generic[State]):
             self.mark()
 
     def _forget(self, number: int) -> None:
-        self._resets[number] = None
+        self._resets[number] = self._limits.stream_window
         if len(self._resets) > _REMEMBERED_RESETS:
             del self._resets[next(iter(self._resets))]
 
@@ -548,12 +582,34 @@ class Connection(asyncio.Protocol, Generic[State]):
             return True
         return False
 
+    def _check_reader(self, now: float) -> None:
+        """The socket's buffer is full, or we have closed: hang up when the peer takes nothing any more, or has taken
+        everything and does not say goodbye (TLS). Meanwhile it is not read, so that it can do nothing else."""
+        transport = self._transport
+        if (not self.closing and self._upkeep(now, heard=True)) or transport is None:
+            return
+        before, self._taken = self._taken, taken(transport)
+        if self._taken > before:
+            self._stalled_at = now
+        patience = SHUTDOWN_SECONDS if self.closing and not untaken(transport) else self._limits.timeout
+        if now - self._stalled_at > patience:
+            self.abort()
+            return
+        self._moved_at = 0.0
+        for stream in self.streams.values():
+            stream.idle_since = 0.0
+
     def _check_streams(self, now: float) -> None:
         timeout = self._limits.timeout
         # An answer that waits for its reader is only in the way when there are many.
         crowded = self.sender.pending > self._limits.max_pending >> 2
         for stream in list(self.streams.values()):
-            blocked = stream.sending is not None and stream.sending.size
+            sending = stream.sending
+            blocked = sending is not None and sending.size
+            if sending is not None:
+                if sending.size < sending.seen or sending.seen < 0:
+                    stream.idle_since = 0.0
+                sending.seen = sending.size
             if (stream.ended or stream.resting) and not (crowded and blocked):
                 continue
             if stream.idle_since == 0.0:

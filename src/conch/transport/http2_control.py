@@ -45,7 +45,8 @@ def settings(connection: Connection[Any], flags: int, number: int, payload: byte
         raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "SETTINGS belong to stream 0")
     if len(payload) % 6 or (flags & ACK and payload):
         raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"SETTINGS with {len(payload)} bytes")
-    connection.spend()
+    # Each may touch every stream.
+    connection.spend(max(1, len(payload) // 6))
     if flags & ACK:
         return
     connection.greeted = True
@@ -57,8 +58,6 @@ def settings(connection: Connection[Any], flags: int, number: int, payload: byte
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"SETTINGS_MAX_FRAME_SIZE of {value}")
             connection.sender.frame_size = value
         elif name == h2.SETTINGS_HEADER_TABLE_SIZE and value < 4096:
-            # We then use no table at all, and say so before the next block (RFC 7541 4.2).
-            connection.sender.table_update = b"\x20"
             connection.table_shrunk()
         elif name == h2.SETTINGS_ENABLE_PUSH and value > 1:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"SETTINGS_ENABLE_PUSH of {value}")

@@ -49,6 +49,11 @@ class PartialData:
         self._transport = transport
         self._home = home
 
+    def detach(self) -> None:
+        """The connection is gone: nothing arrives any more."""
+        self._transport = self._home = self._filler = None
+        self._moved = _nobody_listens
+
     def begin(self, number: int, size: int, padding: int, ended: bool) -> None:
         """The head of a frame has come: `size` bytes for stream `number`, then `padding`."""
         self._number, self._left, self._padding, self._ended = number, size, padding, ended
@@ -109,3 +114,7 @@ class PartialData:
             stream.ended = ended
             if start < stop or ended:
                 stream.receive(data, start, stop, ended)
+
+
+def _nobody_listens() -> None:
+    """In place of who was told of what has arrived."""

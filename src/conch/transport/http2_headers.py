@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Final, Generic, TypeVar, cast
+from typing import Final, Generic, Never, TypeVar, cast
 
 from hpack import Decoder
 from hpack.exceptions import HPACKError, OversizedHeaderListError
@@ -120,6 +120,11 @@ class HeaderBlocks(Generic[Reusable, Single]):
         self.made.clear()
         self.others.clear()
 
+    def detach(self) -> None:
+        """The connection is gone: no more blocks are read."""
+        self.forget()
+        self._make = _make_nothing
+
     def skip(self, block: bytes) -> list[Header]:
         """Decode for the sake of the table: trailers, and requests that are refused unread."""
         return self._decode(block)[0]
@@ -142,6 +147,10 @@ class HeaderBlocks(Generic[Reusable, Single]):
         if not kept:
             self.forget()
         return headers, kept
+
+
+def _make_nothing(_: list[Header]) -> Never:
+    raise ConnectionFault(ErrorCode.NO_ERROR, "the connection is gone")
 
 
 def _first(entries: object) -> object:

@@ -20,11 +20,13 @@ _FLUSH_LIMIT = 4 << 20
 class SendState:
     """What a stream that could not be answered in one go still has to send."""
 
-    __slots__ = ("end", "parts", "size")
+    __slots__ = ("end", "parts", "seen", "size")
 
     def __init__(self) -> None:
         self.parts: deque[memoryview] = deque()
         self.size = 0
+        #: What `size` was when it was last looked at; -1 before.
+        self.seen = -1
         #: Makes the trailers when the last part has gone; None while more parts may come.
         self.end: Callable[[], bytes] | None = None
 
@@ -80,6 +82,12 @@ class Sender:
         self._bulky = False
         #: All that the connection's window has ever held.
         self._granted = self.window
+
+    def detach(self) -> None:
+        """The connection is gone: nothing is written or told any more."""
+        self.transport = None
+        self.output = []
+        self._ended = _nobody_listens
 
     def reserve(self, stream: SendingStream, size: int) -> bool:
         """Whether one DATA frame of `size` bytes may go at once; the caller then appends it to `output`, whole."""
@@ -206,3 +214,7 @@ class Sender:
             stream.sending = None
             self.headers(stream.id, state.end(), end=True)
             self._ended(stream)
+
+
+def _nobody_listens(stream: SendingStream) -> None:
+    """In place of who was told of the end of streams."""

@@ -29,7 +29,7 @@ class Listener:
 
     __slots__ = (
         "_address", "_connections", "_lost", "_reuse_port", "_server", "_sweep", "_timeout", "_tls", "draining",
-        "handle", "heads", "port",
+        "handle", "heads", "port", "soon",
     )  # fmt: skip
 
     def __init__(
@@ -43,11 +43,14 @@ class Listener:
         timeout: float,
         reuse_port: bool = False,
         tls: Certificates | None = None,
+        soon: Callable[[Callable[[], object]], object] | None = None,
     ) -> None:
+        """`soon` has a call made in the event loop's next round; without it the running loop is asked."""
         self._address = address
         self.port = port
         self.heads = HeadCache(route)
         self.handle = handle
+        self.soon = soon or _soon
         self._lost = lost
         #: Seconds that a client may take between two signs of life within a request.
         self._timeout = timeout
@@ -63,7 +66,7 @@ class Listener:
         loop = asyncio.get_running_loop()
         sock = listen(self._address, self.port, reuse_port=self._reuse_port)
         self.port = sock.getsockname()[1]
-        more = server_arguments(self._tls, self._timeout)
+        more = server_arguments(self._tls, sock, self._timeout)
         self._server = await loop.create_server(lambda: Connection(self), sock=sock, backlog=BACKLOG, **more)
         if self._tls is not None:
             self._tls.watch()
@@ -81,7 +84,8 @@ class Listener:
         return len(self._connections)
 
     def inflight(self) -> int:
-        return sum([connection.busy for connection in self._connections])
+        """Requests without an answer, and answers that their clients have not taken."""
+        return sum([connection.busy or connection.owed() for connection in self._connections])
 
     async def close(self) -> None:
         self.stop_accepting()
@@ -110,6 +114,10 @@ class Listener:
         for connection in list(self._connections):
             connection.tick(self._timeout)
         self._plan_sweep(loop)
+
+
+def _soon(call: Callable[[], object]) -> None:
+    asyncio.get_running_loop().call_soon(call)
 
 
 class HttpFace:

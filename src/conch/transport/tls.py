@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import ssl
 from pathlib import Path
 from typing import Any, Final
@@ -13,8 +14,11 @@ from conch.config.server import TlsOptions
 
 _log = logging.getLogger("conch")
 
-#: Seconds that a client may take for its part of the handshake, and for the goodbye at the end.
+#: Seconds that a client may take for its part of the handshake.
 HANDSHAKE_SECONDS: Final = 10.0
+#: Seconds in which a client takes its last answer; as long as it goes on reading, as the kernel sees to.
+GOODBYE_SECONDS: Final = 600.0
+#: How long its own goodbye is waited for when it has taken everything; connections look after that.
 SHUTDOWN_SECONDS: Final = 2.0
 #: Seconds between two looks at the files.
 INTERVAL: Final = 1.0
@@ -144,14 +148,16 @@ def _fingerprint(path: str) -> tuple[int, int, int, int] | None:
     return found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev
 
 
-def server_arguments(certificates: Certificates | None, patience: float) -> dict[str, Any]:
-    """What `loop.create_server` is told; `patience` are the seconds that a slow client has."""
+def server_arguments(certificates: Certificates | None, listener: socket.socket, patience: float) -> dict[str, Any]:
+    """What `loop.create_server` is told besides the `listener`. `patience` are the seconds that a slow client has."""
     if certificates is None:
         return {}
+    # What a client has not taken is hidden by uvloop's TLS: the kernel cuts off who takes nothing.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(patience * 1000)))
     return {
         "ssl": certificates.context,
         "ssl_handshake_timeout": min(patience, HANDSHAKE_SECONDS),
-        "ssl_shutdown_timeout": SHUTDOWN_SECONDS,
+        "ssl_shutdown_timeout": GOODBYE_SECONDS,
     }
 
 

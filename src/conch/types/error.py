@@ -58,3 +58,14 @@ def unavailable(message: str, hint: str = "") -> InferError:
 
 def unsupported(message: str, hint: str = "") -> InferError:
     return InferError(Code.UNSUPPORTED, message, hint)
+
+
+def foreign(error: BaseException) -> InferError:
+    """What is told of an exception of code that is not ours; InferErrors as they are."""
+    if isinstance(error, InferError):
+        return error
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001  whoever wrote it, it must not cost a request its answer
+        text = ""
+    return internal(f"{type(error).__name__}: {text}" if text else type(error).__name__)

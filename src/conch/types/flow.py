@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from typing import Final
+
+_LOG: Final = logging.getLogger("conch")
 
 
 class Flow:
@@ -26,4 +30,8 @@ class Flow:
         self.full = False
         waiting, self._waiting = self._waiting, []
         for call in waiting:
-            call()
+            # One maker's fault is not the next one's: the loop of a program that waits here may have ended.
+            try:
+                call()
+            except Exception:  # noqa: BLE001  a maker's
+                _LOG.exception("who waited to answer a stream could not go on")

@@ -32,7 +32,7 @@ def plan_dali(config: ModelConfig, settings: Mapping[str, str]) -> DaliPlan:
     """`settings` are those of `--backend-config=dali,...`. Raises InferError for what cannot be meant."""
     values = {key: each.string_value for key, each in config.parameters.items()}
     text = values.get(_THREADS, "-1")
-    if not text.removeprefix("-").isdecimal():
+    if not text.removeprefix("-").isdecimal() or len(text) > 9:
         raise invalid(
             f"parameter '{_THREADS}' of model '{config.name}' is '{text}', expected a whole number",
             "leave it out for the instance's share of the CPUs",

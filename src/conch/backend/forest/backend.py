@@ -109,7 +109,12 @@ class ForestModel:
     def _open(self, placement: Placement) -> None:
         """The engine that all instances share, with its share of the CPUs for each that may call it at once."""
         name, plan = self._config.name, self._plan
-        each = plan.threads or max(1, self._host.cpus // max(1, placement.instances))
+        each = min(plan.threads or max(1, self._host.cpus // max(1, placement.instances)), self._host.cpus)
+        if plan.threads is not None and plan.threads > each:
+            _LOG.warning(
+                "model '%s': parameter 'cpu_nthread' is %d and has the effect of %d, the number of CPUs",
+                name, plan.threads, each,
+            )  # fmt: skip
         if placement.kind == "GPU":
             _LOG.warning("model '%s' asks for GPUs and runs on CPUs: there are no forests on GPUs here", name)
         exact = self._signature.double and any(each.datatype is FP64 for each in self._spec.outputs)

@@ -47,8 +47,13 @@ class Interpreter:
 
     def __init__(self, model: Any, threads: int) -> None:
         self._model = model
-        self._threads = threads
         self._predict = treelite().gtil.predict
+        self._threads = threads
+        try:
+            self(np.zeros((1, model.num_feature), np.float64 if model.input_type == "float64" else np.float32))
+        except Exception:  # noqa: BLE001  treelite's errors have no common base
+            # More threads than OpenMP is told to have (OMP_NUM_THREADS) are an error to it: as many as there are.
+            self._threads = -1
 
     def __call__(self, x: Array) -> Array:
         return np.asarray(self._predict(self._model, x, nthread=self._threads))

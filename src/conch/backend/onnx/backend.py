@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from pathlib import Path
 from typing import Any, Final
 
 from conch.backend.agree import check_config
-from conch.backend.api import Host, ModelFiles, Placement
+from conch.backend.api import Host, ModelFiles, Placement, ThreadInstance
 from conch.backend.complete import complete_config, default_max_batch_size, needs_file
 from conch.backend.onnx.instance import OnnxInstance
 from conch.backend.onnx.options import SessionPlan, plan_session, plan_threads
 from conch.backend.onnx.providers import choose_providers, on_gpu, unused_accelerators
 from conch.backend.onnx.session import find_model, open_session, peek, run_options, runtime
 from conch.backend.onnx.signature import read_signature
+from conch.backend.portions import Portioned, may_cut
 from conch.backend.ragged import read_ragged
 from conch.backend.signature import Signature
 from conch.config.sequence_tensors import with_hidden_entries
@@ -72,11 +74,12 @@ class OnnxModel:
         self._host = host
         self._stats = stats
         self._ragged = read_ragged(config, spec)
+        self._cuts = may_cut(config) and self._ragged is None
         self._lock = threading.Lock()
         self._shared: tuple[Any, Signature] | None = None
         self._warned: set[str] = set()
 
-    def instance(self, placement: Placement) -> OnnxInstance:
+    def instance(self, placement: Placement) -> ThreadInstance:
         with self._lock:
             self._warn(placement)
             # On a GPU each session has a stream of its own, which is what lets instances overlap.
@@ -85,7 +88,10 @@ class OnnxModel:
             else:
                 self._shared = self._shared or self._open(placement, sharing=True)
                 session, signature = self._shared
-        return OnnxInstance(self._spec, signature, session, run_options(self._plan), self._stats, self._ragged)
+        made = OnnxInstance(self._spec, signature, session, run_options(self._plan), self._stats, self._ragged)
+        if on_gpu(placement) or not self._cuts:
+            return made
+        return Portioned(made, time.thread_time_ns if self._computes_alone(placement) else time.monotonic_ns)
 
     def ready(self) -> bool:
         return True
@@ -103,6 +109,12 @@ class OnnxModel:
         check_config(with_hidden_entries(self._config), signature)
         self._refuse_mixture()
         return session, signature
+
+    def _computes_alone(self, placement: Placement) -> bool:
+        """Whether the caller's thread does all of a run's work."""
+        one = plan_threads(self._plan, self._host.cpus, placement.instances, sharing=False).intra == 1
+        elsewhere = self._config.optimization.execution_accelerators.cpu_execution_accelerator
+        return one and not self._plan.parallel and not elsewhere
 
     def _refuse_mixture(self) -> None:
         used = {each.datatype for each in (*self._spec.inputs, *self._spec.outputs)}

@@ -60,6 +60,9 @@ class OnnxInstance:
         except (InferError, ValueError) as error:
             work.refuse(error, self.run)
             return
+        except Exception as error:  # noqa: BLE001  memory may run out
+            work.fail(runtime_error(error))
+            return
         try:
             wanted = work.wanted()
             work.input_end()

@@ -15,6 +15,8 @@ _FALSE: Final = frozenset({"false", "False", "0"})
 #: optimization.graph.level -> the name of ONNX Runtime's GraphOptimizationLevel (Triton's mapping).
 _LEVELS: Final = {-1: "ORT_ENABLE_BASIC", 0: "ORT_ENABLE_ALL", 1: "ORT_ENABLE_EXTENDED", 2: "ORT_DISABLE_ALL"}
 
+#: What no machine has processors for: ONNX Runtime would start as many as it is told.
+_MOST_THREADS: Final = 4096
 #: Parameters that only mean something to the CUDA provider: Triton's older form of its options, numbers or text.
 _CUDA: Final[Mapping[str, Mapping[str, str]]] = {
     "cudnn_conv_algo_search": {"0": "EXHAUSTIVE", "1": "HEURISTIC", "2": "DEFAULT"},
@@ -161,8 +163,14 @@ def _cuda_options(values: Mapping[str, str], model: str) -> dict[str, str]:
 
 def _threads(values: Mapping[str, str], settings: Mapping[str, str], key: str, model: str) -> int | None:
     """The model's own number, else the command line's; 0 is "not said", as in Triton."""
-    count = _number(values, key, f"parameter '{key}' of model '{model}'")
-    return count or _number(settings, key, f"backend setting '{key}'") or None
+    what = f"parameter '{key}' of model '{model}'"
+    count = _number(values, key, what)
+    if not count:
+        what = f"backend setting '{key}'"
+        count = _number(settings, key, what)
+    if count and count > _MOST_THREADS:
+        raise _bad(what, str(count), f"at most {_MOST_THREADS} threads")
+    return count or None
 
 
 def _number(values: Mapping[str, str], key: str, what: str) -> int | None:

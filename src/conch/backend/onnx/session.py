@@ -135,7 +135,8 @@ def _open(ort: Any, path: Path, options: Any, providers: list[Provider]) -> Any:
         # It warns of providers that it lacks; `check_active` makes errors of them.
         warnings.simplefilter("ignore")
         try:
-            return ort.InferenceSession(str(path), sess_options=options, providers=providers)
+            # No falling back: it would print, and go on where nobody asked it to.
+            return ort.InferenceSession(str(path), sess_options=options, providers=providers, enable_fallback=0)
         except Exception as error:  # noqa: BLE001  its exceptions have no common base
             raise runtime_error(error) from None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conch.backend.agree import dims_differ, dims_of, unknown_name, wrong_count
+from conch.backend.agree import dims_differ, dims_of, names_of, unknown_name, wrong_count
 from conch.backend.openvino.signature import Signature, Slot, find_slot
 from conch.pb.model_config_pb2 import ModelConfig, ModelInput, ModelOutput
 from conch.types import dtype
@@ -23,9 +23,18 @@ def check_names(config: ModelConfig, signature: Signature) -> None:
         )
     if len(config.input) != len(signature.inputs):
         raise wrong_count(config.name, len(config.input), signature.inputs)
+    taken: dict[int, str] = {}
     for entry in config.input:
-        if find_slot(signature.inputs, entry.name) is None:
+        slot = find_slot(signature.inputs, entry.name)
+        if slot is None:
             raise unknown_name("input", entry.name, signature.inputs)
+        other = taken.setdefault(slot.index, entry.name)
+        if other != entry.name:
+            raise invalid(
+                f"unable to load model '{config.name}', inputs '{other}' and '{entry.name}' are two names of "
+                "one tensor",
+                f"the model's inputs are: {names_of(signature.inputs)}",
+            )
         if entry.optional or entry.allow_ragged_batch:
             what = "optional" if entry.optional else "allow_ragged_batch"
             raise invalid(

@@ -92,7 +92,9 @@ class OpenvinoInstance:
                 request.reset_state()
             request.infer(share_outputs=True)
             work.output_start()
-            outputs = [self._take(work, request, spec) for spec in work.wanted()]
+            wanted = work.wanted()
+            outputs = [self._take(work, request, spec) for spec in wanted]
+            self._renew(request, wanted)
         except InferError as error:
             work.fail(error)
         except Exception as error:  # noqa: BLE001  the model's errors have no common base
@@ -154,7 +156,7 @@ class OpenvinoInstance:
 
     def _take(self, work: Batch, request: Any, spec: TensorSpec) -> tuple[TensorSpec, Shape, Buffer]:
         """One output of the run in wire form."""
-        index, element, scalar = self._outputs[spec.name]
+        index, _, scalar = self._outputs[spec.name]
         tensor = request.get_output_tensor(index)
         array, shape = tensor.data, tuple(tensor.shape)
         if self._rows and shape and shape[0] == self._rows != work.rows:
@@ -163,9 +165,15 @@ class OpenvinoInstance:
             shape = spec.dims if spec.reshape is None else spec.reshape
         if array.nbytes < _LARGE:
             return spec, shape, array.tobytes()
-        # The next run writes elsewhere; `array` keeps what it looks at.
-        request.set_output_tensor(index, self._tensor(element, tensor.shape))
         return spec, shape, array.reshape(-1).view(np.uint8).data
+
+    def _renew(self, request: Any, wanted: Sequence[TensorSpec]) -> None:
+        """The next run writes elsewhere than into what was given away, once all is taken: names may share a tensor."""
+        for spec in wanted:
+            index, element, _ = self._outputs[spec.name]
+            tensor = request.get_output_tensor(index)
+            if tensor.byte_size >= _LARGE:
+                request.set_output_tensor(index, self._tensor(element, tensor.shape))
 
 
 def _port(ov: Any, spec: TensorSpec, slots: Sequence[Slot]) -> tuple[int, Any, bool]:

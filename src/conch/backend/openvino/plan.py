@@ -119,7 +119,7 @@ def default_streams(config: ModelConfig) -> int:
     Values that make no number are refused at load.
     """
     streams = config.parameters["NUM_STREAMS"].string_value if "NUM_STREAMS" in config.parameters else ""
-    if streams.isdecimal() and int(streams) > 0:
+    if _is_count(streams) and int(streams) > 0:
         return int(streams)
     hint = config.parameters["PERFORMANCE_HINT"].string_value if "PERFORMANCE_HINT" in config.parameters else ""
     return 1 if hint.upper() == "LATENCY" else 2
@@ -156,13 +156,13 @@ def _properties(values: Mapping[str, str]) -> dict[str, Property]:
     for key in ("INFERENCE_NUM_THREADS", "COMPILATION_NUM_THREADS"):
         text = values.get(key, "")
         if text:
-            if not text.isdecimal():
+            if not _is_count(text):
                 raise _bad(key, "a non-negative number", text)
             found[key] = int(text)
     streams = values.get("NUM_STREAMS", "").upper()
     if streams in ("AUTO", "NUMA"):
         found["NUM_STREAMS"] = streams
-    elif streams.isdecimal():
+    elif _is_count(streams):
         found["NUM_STREAMS"] = int(streams)
     elif streams:
         raise _bad("NUM_STREAMS", "either AUTO/NUMA/<int_value>", values["NUM_STREAMS"])
@@ -172,6 +172,11 @@ def _properties(values: Mapping[str, str]) -> dict[str, Property]:
     if hint:
         found["PERFORMANCE_HINT"] = hint
     return found
+
+
+def _is_count(text: str) -> bool:
+    """Whether it is a number >= 0 that OpenVINO takes: it counts with 32 bits."""
+    return text.isdecimal() and len(text) < 10
 
 
 def _bf16(values: Mapping[str, str]) -> bool:

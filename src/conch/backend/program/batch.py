@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
 
 from conch.backend.batch import drop_cancelled
-from conch.backend.program.call import Call
+from conch.backend.program.call import Call, Settled
 from conch.observe.stats import Execution, ModelStats
-from conch.types.error import Code, InferError, internal
+from conch.types.error import Code, InferError, foreign, internal
 from conch.types.model import ModelSpec
 from conch.types.request import InferRequest
 
@@ -36,12 +37,14 @@ class Calls:
         if left:
             reason = self._reason(error)
             for call in left:
-                if error is None and self._decoupled:
-                    call.end()
-                elif call.cancelled:
-                    call.fail(InferError(Code.CANCELLED, ""))
-                else:
-                    call.fail(reason)
+                # A thread that the function has started may answer meanwhile.
+                with contextlib.suppress(Settled):
+                    if error is None and self._decoupled:
+                        call.end()
+                    elif call.cancelled:
+                        call.fail(InferError(Code.CANCELLED, ""))
+                    else:
+                        call.fail(reason)
         if not self.calls:
             return
         start, now = self._execution.start_ns, _now()
@@ -56,7 +59,6 @@ class Calls:
     def _reason(self, error: BaseException | None) -> InferError:
         if error is None:
             return internal(f"model '{self._spec.name}' gave no answer")
-        if isinstance(error, InferError):
-            return error
-        _log.error("model '%s' failed", self._spec.name, exc_info=error)
-        return internal(f"{type(error).__name__}: {error}")
+        if not isinstance(error, InferError):
+            _log.error("model '%s' failed", self._spec.name, exc_info=error)
+        return foreign(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +21,13 @@ from conch.types.response import FINAL, InferResponse
 from conch.types.tensor import Buffer, Tensor, from_numpy, to_numpy
 
 _now = time.monotonic_ns
+
+
+class Settled(RuntimeError):  # noqa: N818  a refusal
+    """A call is answered that has its final answer."""
+
+    def __init__(self) -> None:
+        super().__init__("the request has its final answer already")
 
 
 class Call:
@@ -101,7 +109,7 @@ class Call:
             request.sink.reply(request, response, True)
             return
         if self.settled:
-            raise RuntimeError("the request has its final answer already")
+            raise Settled
         begun = _now()
         request.sink.reply(request, response, False)
         self._responded("success", begun)
@@ -114,8 +122,7 @@ class Call:
 
     def fail(self, error: InferError) -> None:
         """The final answer is an error."""
-        self._failed = True
-        self._settle()
+        self._settle(failed=True)
         self.request.sink.fail(self.request, error)
         if self.request.form.decoupled:
             reason = Reason.CANCELED if error.code is Code.CANCELLED else Reason.BACKEND
@@ -134,13 +141,14 @@ class Call:
         flow = self.request.flow
         while flow is not None and flow.full and not self.cancelled:
             loop, free = asyncio.get_running_loop(), asyncio.Event()
-            self._post(_when_free, flow, partial(loop.call_soon_threadsafe, free.set))
+            self._post(_when_free, flow, partial(_wake, loop, free))
             await free.wait()
 
-    def _settle(self) -> None:
+    def _settle(self, *, failed: bool = False) -> None:
         with self._lock:
             if self.settled:
-                raise RuntimeError("the request has its final answer already")
+                raise Settled
+            self._failed = failed
             self.settled = True
 
     def _responded(self, kind: str, begun: int) -> None:
@@ -148,6 +156,12 @@ class Call:
         self._stats.responded([(self.sent, kind, begun - self.last_ns, end - begun)])
         self.sent += 1
         self.last_ns = end
+
+
+def _wake(loop: asyncio.AbstractEventLoop, free: asyncio.Event) -> None:
+    """Raises nothing: others wait for the same reader."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(free.set)
 
 
 def _when_free(flow: Any, call: Callable[[], object]) -> None:

@@ -80,7 +80,12 @@ class Answers:
             self._forget(key, meta)
             return None
         if layout.has_bytes:
-            return self._with_bytes(layout, columns, meta)
+            try:
+                return self._with_bytes(layout, columns, meta)
+            except BaseException:
+                # An element has no bytes.
+                self._forget(key, meta)
+                raise
         if layout.size < 0:
             layout.size = sum([columns[index][0].nbytes for index in layout.columns])
         size = layout.size * len(responses)

@@ -86,6 +86,9 @@ class Judge:
         name = posixpath.normpath(member.name)
         if _outside(member.name) or ".." in member.name.split("/"):
             raise Unsound(f"its member '{member.name}' leads out of it")
+        if name == "." and not member.isdir():
+            # tarfile would follow such a link to itself, for ever.
+            raise Unsound(f"its member '{member.name}' is no folder, where its own folder is")
         for above in _above(name):
             if above in self._links:
                 raise Unsound(f"its member '{member.name}' lies below the link '{above}'")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import fcntl
 import itertools
 import json
 import mmap
@@ -15,7 +17,17 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from conch.backend.python.channel import ASK_HEAD, IN_FILE, INLINE, PACKET, QUESTION, RESULT_ENTRY, RESULTS, Readable
+from conch.backend.python.channel import (
+    ASK_HEAD,
+    IN_FILE,
+    INLINE,
+    PACKET,
+    QUESTION,
+    RESULT_ENTRY,
+    RESULTS,
+    Readable,
+    send,
+)
 from conch.backend.python.errors import TritonModelException
 
 _HEAD = ASK_HEAD.size
@@ -89,18 +101,16 @@ class Asks:
     def send(self, packet: Readable, descriptor: int = -1) -> None:
         """A server that is gone is noticed by who waits for its answer. Safe wherever the garbage collector runs."""
         with contextlib.suppress(OSError):
-            if descriptor < 0:
-                self._socket.send(packet)
-            else:
-                socket.send_fds(self._socket, [packet], [descriptor])
+            send(self._socket, packet, descriptor)
 
     def ask(self, question: dict[str, Any], contents: Sequence[Readable] = ()) -> Any:
         """One question and its answer. Raises TritonModelException with the server's words."""
         waiter = Once()
+        # What is no text (lone surrogates) raises UnicodeEncodeError here.
+        raw = json.dumps(question, ensure_ascii=False).encode()
+        descriptor = write_file([raw, *contents]) if contents or len(raw) > INLINE else -1
         number = self.number(waiter)
-        raw = json.dumps(question).encode()
-        if contents or len(raw) > INLINE:
-            descriptor = write_file([raw, *contents])
+        if descriptor >= 0:
             try:
                 self.send(ASK_HEAD.pack(QUESTION, IN_FILE, number) + len(raw).to_bytes(8, "little"), descriptor)
             finally:
@@ -131,8 +141,10 @@ class Asks:
                 finally:
                     change.acquire()
                     self._reading = False
+                    # Whoever waits looks when this thread lets go: for its answer, or, where this thread is done or
+                    # the handler of a signal has raised here, to read in its place.
+                    change.notify_all()
                 self._heed(packet, descriptor, None)
-                change.notify_all()
 
     def listen(self, loop: asyncio.AbstractEventLoop) -> None:
         """Let `loop`, which runs in this thread, read while it has nothing else to do."""
@@ -178,26 +190,32 @@ class Asks:
         if not packet:
             self._give_up(loop)
             return
-        kind, _, number = ASK_HEAD.unpack_from(packet)
+        kind, head_flags, number = ASK_HEAD.unpack_from(packet)
         if kind != RESULTS:
             waiter = self._waiting.pop(number, None)
             if waiter is not None:
                 waiter.take(packet[_HEAD:], b"", 0, 0, True, loop)
             return
-        contents: Readable = packet if descriptor < 0 else _mapped(descriptor)
+        contents: Readable = packet
+        trouble = b""
+        if head_flags & IN_FILE:
+            try:
+                contents = _mapped(descriptor)
+            except (OSError, ValueError) as error:
+                trouble = _unread(error)
         position, begin = _HEAD, 0
         while position < len(packet):
             number, flags, meta_size, size = RESULT_ENTRY.unpack_from(packet, position)
             position += RESULT_ENTRY.size
             meta = packet[position : position + meta_size]
             position += meta_size
-            if descriptor < 0:
+            if not head_flags & IN_FILE:
                 begin = position
                 position += size
             last = flags != 0
             waiter = self._waiting.pop(number, None) if last else self._waiting.get(number)
             if waiter is not None:
-                waiter.take(meta, contents, begin, size, last, loop)
+                waiter.take(trouble or meta, contents, begin, size, last, loop)
 
     def _give_up(self, loop: asyncio.AbstractEventLoop | None) -> None:
         """The server is gone: whoever waits is told."""
@@ -209,8 +227,6 @@ class Asks:
 
 def write_file(parts: Sequence[Readable]) -> int:
     """The descriptor of an anonymous file that holds these parts and cannot shrink: safe to be mapped by the server."""
-    import fcntl  # noqa: PLC0415  only where there is much to say
-
     descriptor = os.memfd_create("conch", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         with open(descriptor, "wb", buffering=0, closefd=False) as file:
@@ -225,7 +241,15 @@ def write_file(parts: Sequence[Readable]) -> int:
     return descriptor
 
 
+def _unread(error: Exception) -> bytes:
+    """Instead of a response whose contents cannot be reached."""
+    return json.dumps({"error": [1, f"a large response of another model cannot be read: {error}"]}).encode()
+
+
 def _mapped(descriptor: int) -> Readable:
+    if descriptor < 0:
+        # The kernel had no number left for it.
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     try:
         return memoryview(mmap.mmap(descriptor, 0))
     finally:

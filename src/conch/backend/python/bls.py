@@ -64,7 +64,7 @@ class Caller:
         """On an event loop. Calls that are made in one go travel together."""
         self._check()
         loop = asyncio.get_running_loop()
-        later = Later(loop, self.asks)
+        later = Later(loop, self)
         self._put(request, later, loop, decoupled=False)
         return later.future
 
@@ -81,7 +81,7 @@ class Caller:
         inbox = Inbox()
         responses = ResponseIterator._over(inbox, self)
         future: asyncio.Future[ResponseIterator] = loop.create_future()
-        inbox.waker = loop, lambda: settle(future, responses)
+        inbox.wakers.append((loop, lambda: settle(future, responses)))
         self._put(request, inbox, loop, decoupled=True)
         return future
 
@@ -162,12 +162,19 @@ class Caller:
         trace = own["trace"]
         if trace is not None and trace._index >= 0:
             meta["trace"] = trace._sequence, trace._index
-        raw = json.dumps(meta).encode() if meta else b""
-        sequence = current_batch.get() or self.batch
-        head = CALL_ENTRY.pack(number, form, sequence, len(raw), size)
-        if size + len(raw) <= INLINE:
-            return b"".join([head, raw, *parts]), -1
-        return head + raw if len(raw) <= INLINE else _too_much(raw), _file(parts)
+        try:
+            # What is no text (lone surrogates) raises UnicodeEncodeError here.
+            raw = json.dumps(meta, ensure_ascii=False).encode() if meta else b""
+            sequence = current_batch.get() or self.batch
+            head = CALL_ENTRY.pack(number, form, sequence, len(raw), size)
+            if size + len(raw) <= INLINE:
+                return b"".join([head, raw, *parts]), -1
+            return head + raw if len(raw) <= INLINE else _too_much(raw), _file(parts)
+        except BaseException:
+            if "form" in meta:
+                # It is not told now. Numbers have no gaps: this one goes to a form that nothing matches.
+                self._forms[object()] = self._forms.pop(key)
+            raise
 
     def _number(self, key: Any) -> int:
         forms = self._forms

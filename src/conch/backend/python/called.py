@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -78,20 +78,24 @@ def _empty(shape: Sequence[int], kind: int) -> np.ndarray[Any, Any]:
 class Inbox:
     """What has come of a stream of responses and was not taken: filled by whoever reads."""
 
-    __slots__ = ("items", "last", "number", "waker")
+    __slots__ = ("items", "last", "number", "wakers")
 
     def __init__(self) -> None:
-        self.items: deque[tuple[bytes, Readable, int, int]] = deque()
+        #: Meta, data, begin, size, and whether it is the last: who takes one needs to look nowhere else, for whoever
+        #: reads may be halfway through `take`.
+        self.items: deque[tuple[bytes, Readable, int, int, bool]] = deque()
+        #: The last one has come.
         self.last = False
         self.number = 0
-        #: An event loop, and what is to be called on it when something has come.
-        self.waker: Any = None
+        #: Event loops, and what is to be called on them when something has come; once. Who waits adds to them and then
+        #: looks at `items`; who brings adds to `items` and then looks here: one of the two sees the other.
+        self.wakers: deque[tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = deque()
 
     def take(self, meta: bytes, data: Readable, begin: int, size: int, last: bool, loop: Any) -> None:
-        self.items.append((meta, data, begin, size))
+        self.items.append((meta, data, begin, size, last))
         self.last = last
-        if self.waker is not None:
-            (home, wake), self.waker = self.waker, None
+        while self.wakers:
+            home, wake = self.wakers.popleft()
             if home is loop:
                 wake()
             else:
@@ -105,13 +109,13 @@ class Inbox:
 class Later:
     """A future that waits for one response on its own loop."""
 
-    __slots__ = ("_asks", "_loop", "future", "number")
+    __slots__ = ("_caller", "_loop", "future", "number")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, asks: Asks) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, caller: _Caller) -> None:
         self.future: asyncio.Future[InferenceResponse] = loop.create_future()
         self.number = 0
         self._loop = loop
-        self._asks = asks
+        self._caller = caller
         self.future.add_done_callback(self._left)
 
     def take(self, meta: bytes, data: Readable, begin: int, size: int, last: bool, loop: Any) -> None:
@@ -122,13 +126,21 @@ class Later:
                 self._loop.call_soon_threadsafe(self._settle, meta, data, begin)
 
     def _settle(self, meta: bytes, data: Readable, begin: int) -> None:
-        if not self.future.done():
-            self.future.set_result(decode(meta, data, begin))
+        if self.future.done():
+            return
+        try:
+            response = decode(meta, data, begin)
+        except Exception as error:  # noqa: BLE001  no memory: whoever awaits it must hear of it
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(response)
 
     def _left(self, future: asyncio.Future[InferenceResponse]) -> None:
         if future.cancelled():
-            self._asks.forget(self.number)
-            self._asks.send(ASK_HEAD.pack(QUIT, 0, self.number))
+            # The call itself may not have gone yet.
+            self._caller.flush()
+            self._caller.asks.forget(self.number)
+            self._caller.asks.send(ASK_HEAD.pack(QUIT, 0, self.number))
 
 
 def settle(future: asyncio.Future[Any], value: Any) -> None:
@@ -186,7 +198,7 @@ class ResponseIterator:
         if not self._finished and not self._inbox.items:
             loop = asyncio.get_running_loop()
             come: asyncio.Future[None] = loop.create_future()
-            self._inbox.waker = loop, lambda: settle(come, None)
+            self._inbox.wakers.append((loop, lambda: settle(come, None)))
             if not self._inbox.items:
                 self._caller.asks.listen(loop)
                 await come
@@ -208,8 +220,7 @@ class ResponseIterator:
             self._index += 1
             return self._responses[self._index - 1]
         inbox = self._inbox
-        meta, data, begin, size = inbox.items.popleft()
-        self._finished = inbox.last and not inbox.items
+        meta, data, begin, size, self._finished = inbox.items.popleft()
         response = decode(meta, data, begin)
         self._responses.append(response)
         self._index = len(self._responses)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from conch.backend.api import Models
 from conch.backend.python.asks import write_file
 from conch.backend.python.call_form import NOTHING, Known, decode_meta
-from conch.backend.python.channel import INLINE, LAST, RESPONSE_COST, RESULT_ENTRY, WINDOW, aligned
+from conch.backend.python.channel import INLINE, LAST, RESPONSE_COST, RESULT_ENTRY, WINDOW, aligned, shortened
 from conch.backend.python.vigil import vigil_of
 from conch.types.error import Code, InferError, internal
 from conch.types.flow import Flow
@@ -27,12 +28,26 @@ _SMALL = 1024
 #: Heads of responses remembered.
 _HEADS = 1024
 _PADDING = bytes(64)
+#: Room for the text of an error.
+_ERROR_ROOM = INLINE - 256
+
+
+class Parents(Protocol):
+    """The open requests of the instance whose model calls."""
+
+    def parents(self, sequence: int) -> Sequence[InferRequest]:
+        """Those of a batch."""
+
+    def parent(self, sequence: int, index: int) -> InferRequest | None:
+        """The one at this place of a batch."""
 
 
 class Call:
     """One call under way: the sink of its request. `unread` bytes of responses have not been taken by the caller."""
 
-    __slots__ = ("_calling", "forgotten", "number", "request", "sequence", "stream", "trace_context", "unread")
+    __slots__ = (
+        "_calling", "forgotten", "number", "request", "sequence", "stream", "trace_context", "trace_state", "unread",
+    )  # fmt: skip
     request: InferRequest
 
     def __init__(self, calling: Calling, number: int, sequence: int, *, stream: bool) -> None:
@@ -42,7 +57,9 @@ class Call:
         self.stream = stream
         self.forgotten = False
         self.unread = 0
+        #: W3C trace context of the request that the model makes the call for.
         self.trace_context = ""
+        self.trace_state = ""
 
     def reply(self, request: InferRequest, response: InferResponse, final: bool) -> None:
         self._calling.answer(self, request, response, final=final)
@@ -58,7 +75,7 @@ class Calling:
         self,
         models: Models,
         loop: asyncio.AbstractEventLoop,
-        parents: Callable[[int], Sequence[InferRequest]],
+        parents: Parents,
         send: Callable[[bytes, int, bool], None],
         spin_ns: int = 0,
     ) -> None:
@@ -82,12 +99,13 @@ class Calling:
         self, number: int, form: int, sequence: int, meta: bytes, data: Buffer, begin: int, *, apart: bool
     ) -> None:
         """`data` hold the inputs from `begin` on; `apart`: they lie in a file, each at an aligned place."""
-        said = decode_meta(meta) if meta else NOTHING
-        if said.form is not None:
-            self._known[form] = Known(said.form)
-        known = self._known[form]
-        call = Call(self, number, sequence, stream=known.decoupled)
+        known: Known | None = None
         try:
+            said = decode_meta(meta) if meta else NOTHING
+            if said.form is not None:
+                self._known[form] = Known(said.form)
+            known = self._known[form]
+            call = Call(self, number, sequence, stream=known.decoupled)
             prepared = known.form
             if prepared is None or prepared.generation != self._models.generation:
                 prepared = known.form = self._prepare(known)
@@ -99,15 +117,18 @@ class Calling:
             if prepared.decoupled:
                 request.flow = Flow()
             if said.trace is not None:
-                call.trace_context = self._trace(said.trace)
+                self._join_trace(call, *said.trace)
             self._open[number] = call
             if self._spin_ns:
                 self._vigil.step(self._spin_ns)
             self._models.infer(request)
         except InferError as error:
-            self._open.pop(number, None)
-            text = f"Model {known.head.model_name} - Error when running inference: {error.message}"
-            self._send(_entry(number, _error(Code.INTERNAL, text), 0, LAST, b""), -1, not self._open)
+            self._refuse(number, known, error.message)
+            return
+        except Exception as failure:  # noqa: BLE001  the model has a say in what is decoded here
+            # Whatever it is, the model waits for an answer. A form that cannot be read is not the one before it.
+            self._known.pop(form, None)
+            self._refuse(number, known, f"the request cannot be read: {failure!r}")
             return
         if sequence and not self._looking:
             self._looking = True
@@ -121,7 +142,7 @@ class Calling:
             call.forgotten = True
             self._release(call)
         else:
-            call.request.form.withdraw(call.request)
+            self._withdraw(call)
 
     def taken(self, number: int, size: int) -> None:
         call = self._open.get(number)
@@ -134,8 +155,7 @@ class Calling:
         """Nobody waits for anything any more."""
         for call in list(self._open.values()):
             call.forgotten = True
-            call.request.form.withdraw(call.request)
-            self._release(call)
+            self._withdraw(call)
 
     def answer(self, call: Call, request: InferRequest, response: InferResponse, *, final: bool) -> None:
         """Any thread."""
@@ -153,7 +173,12 @@ class Calling:
             call.unread += size + RESPONSE_COST
             if call.unread >= WINDOW and request.flow is not None:
                 request.flow.full = True
+                if call.unread < WINDOW:
+                    # Taken meanwhile, on the loop, where there was nothing to release yet.
+                    with contextlib.suppress(RuntimeError):
+                        self._loop.call_soon_threadsafe(self._release, call)
         if len(meta) > INLINE:
+            # Not an error: those are made to fit.
             text = f"The names, shapes and parameters of a response are {len(meta)} bytes, more than {INLINE}"
             meta, parts, size = _error(Code.INTERNAL, text), [], 0
         if size + len(meta) <= INLINE:
@@ -199,11 +224,20 @@ class Calling:
             meta = self._heads[key] = json.dumps({"outputs": key}).encode()
         return meta, parts, size
 
-    def _trace(self, trace: tuple[int, int]) -> str:
-        sequence, index = trace
-        parents = self._parents(sequence)
-        found = parents[index].trace if index < len(parents) else None
-        return found.context if found is not None else ""
+    def _join_trace(self, call: Call, sequence: int, index: int) -> None:
+        parent = self._parents.parent(sequence, index)
+        if parent is not None and parent.trace is not None:
+            call.trace_context, call.trace_state = parent.trace.context, parent.trace.state
+
+    def _refuse(self, number: int, known: Known | None, text: str) -> None:
+        self._open.pop(number, None)
+        name = f"Model {known.head.model_name} - " if known is not None else ""
+        self._send(refusal(number, f"{name}Error when running inference: {text}"), -1, not self._open)
+
+    def _withdraw(self, call: Call) -> None:
+        call.request.form.withdraw(call.request)
+        # Who waits for its reader has nobody to wait for.
+        self._release(call)
 
     def _release(self, call: Call) -> None:
         flow = call.request.flow
@@ -217,10 +251,10 @@ class Calling:
         for call in list(self._open.values()):
             sequence = call.sequence
             if sequence and sequence not in gone:
-                parents = self._parents(sequence)
+                parents = self._parents.parents(sequence)
                 gone[sequence] = bool(parents) and all(parent.cancelled for parent in parents)
             if sequence and gone[sequence] and not call.request.cancelled:
-                call.request.form.withdraw(call.request)
+                self._withdraw(call)
         if self._open:
             self._looking = True
             self._loop.call_later(_LOOK, self._look)
@@ -240,8 +274,13 @@ def _entry(number: int, meta: bytes, size: int, flags: int, contents: bytes) -> 
     return b"".join([RESULT_ENTRY.pack(number, flags, len(meta), size), meta, contents])
 
 
+def refusal(number: int, text: str) -> bytes:
+    """The entry of a call that could not be made."""
+    return _entry(number, _error(Code.INTERNAL, text), 0, LAST, b"")
+
+
 def _error(code: Code, text: str) -> bytes:
-    return json.dumps({"error": [_CODES.index(code), text]}).encode()
+    return json.dumps({"error": [_CODES.index(code), shortened(text, _ERROR_ROOM)]}).encode()
 
 
 def _padded(parts: Sequence[Buffer]) -> list[Buffer]:

@@ -11,7 +11,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from conch.backend.python.channel import ANSWER, AREA, CALL_HEAD, CANCELLED, INLINE, LOG, Readable
+from conch.backend.python.channel import ANSWER, AREA, CALL_HEAD, CANCELLED, INLINE, LOG, Readable, send, shortened
+from conch.backend.python.errors import printable
 from conch.backend.python.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 #: For this long an answer of the server to "is this request cancelled?" is good.
 _FRESH_NS = 1_000_000
 _LONGEST_LINE = INLINE // 4
+#: Room in a packet for a log line as JSON, beside the name of its file.
+_LINE_ROOM = INLINE - 4096
+_LONGEST_NAME = 256
 
 
 class Calls:
@@ -41,7 +45,8 @@ class Calls:
     def log(self, level: int, file: str, line: int, message: str) -> None:
         if len(message) > _LONGEST_LINE:
             message = f"{message[:_LONGEST_LINE]} ... ({len(message)} characters in all)"
-        self._send(LOG, level, 0, 0, json.dumps([file, line, message]).encode())
+        said = [printable(file[-_LONGEST_NAME:]), line, shortened(printable(message), _LINE_ROOM)]
+        self._send(LOG, level, 0, 0, json.dumps(said).encode())
 
     def answer(self, sequence: int, index: int, entry: dict[str, Any], parts: Sequence[Readable]) -> None:
         """The answer to one request of batch `sequence`, outside of the answer to the whole batch."""
@@ -76,12 +81,12 @@ class Calls:
     def _send(self, kind: int, flags: int, sequence: int, index: int, meta: bytes, data: bytes = b"") -> None:
         head = CALL_HEAD.pack(kind, flags, sequence, index, len(meta), len(data))
         with self._lock, contextlib.suppress(OSError):
-            self._socket.send(head + meta + data)
+            send(self._socket, head + meta + data)
 
     def _send_file(self, kind: int, sequence: int, index: int, descriptor: int, meta: int, data: int) -> None:
         head = CALL_HEAD.pack(kind, 0, sequence, index, meta, data)
         with self._lock, contextlib.suppress(OSError):
-            socket.send_fds(self._socket, [head], [descriptor])
+            send(self._socket, head, descriptor)
 
 
 class Cancellation:

@@ -12,9 +12,14 @@ This module is used inside the worker, whose interpreter may have numpy and noth
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import json
 import mmap
 import os
+import socket
 import struct
+import time
 from typing import Union
 
 #: Payloads up to this many bytes travel in the packet itself.
@@ -104,6 +109,47 @@ def key_of(sequence: int, index: int) -> int:
     return sequence << 32 | index
 
 
+#: The kernel has no memory for a packet, or too many files are on their way: soon it may be otherwise.
+BUSY = frozenset({errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
+_MOMENT = 0.002
+
+
+def send(sock: socket.socket, packet: Readable, descriptor: int = -1) -> None:
+    """Send a packet, and a file with it; for sockets that block. Raises OSError when the other side is gone."""
+    while True:
+        try:
+            if descriptor < 0:
+                sock.send(packet)
+            else:
+                socket.send_fds(sock, [packet], [descriptor])
+        except OSError as error:
+            if error.errno not in BUSY:
+                raise
+        else:
+            return
+        time.sleep(_MOMENT)
+
+
+def shortened(text: str, room: int = INLINE) -> str:
+    """`text`, or as much of its beginning as takes no more than `room` bytes in JSON."""
+    if len(text) * 12 <= room or len(json.dumps(text)) <= room:
+        return text
+    kept = room
+    while True:
+        kept //= 2
+        shown = f"{text[:kept]} ... ({len(text)} characters in all)"
+        if len(json.dumps(shown)) <= room:
+            return shown
+
+
+def sealed(descriptor: int) -> bool:
+    """Whether a file that came in a packet can be mapped safely: it cannot shrink. Raises OSError, also where it never
+    came (-1): the kernel had no number left for it."""
+    if descriptor < 0:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    return fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK != 0
+
+
 def aligned(position: int) -> int:
     """The first place from `position` on where a tensor may begin."""
     return (position + ALIGN - 1) & -ALIGN
@@ -126,12 +172,27 @@ class Area:
 
     @classmethod
     def make(cls, size: int, growth: int) -> Area:
-        descriptor = os.memfd_create("conch", os.MFD_CLOEXEC)
+        descriptor = os.memfd_create("conch", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(descriptor, size)
+            # Whoever looks at memory that the other has cut off is ended.
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
             return cls(descriptor, growth)
         except BaseException:
             os.close(descriptor)
+            raise
+
+    @classmethod
+    def received(cls, descriptor: int, growth: int) -> Area:
+        """Over a file that the other side has made. Raises OSError where it did not arrive, might shrink or cannot be
+        mapped; then it is closed."""
+        try:
+            if not sealed(descriptor):
+                raise OSError(errno.EINVAL, "its file is not sealed")  # noqa: TRY301
+            return cls(descriptor, growth)
+        except BaseException:
+            if descriptor >= 0:
+                os.close(descriptor)
             raise
 
     def reserve(self, size: int) -> memoryview:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import traceback
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -38,10 +39,11 @@ class Coroutines:
             asyncio.set_event_loop(loop)
         if self._threaded:
             return asyncio.run_coroutine_threadsafe(_awaited(awaitable), loop).result()
-        result = loop.run_until_complete(awaitable)
-        if asyncio.all_tasks(loop):
-            self._in_background()
-        return result
+        try:
+            return loop.run_until_complete(awaitable)
+        finally:
+            if asyncio.all_tasks(loop):
+                self._in_background()
 
     def start(self, awaitable: Any, streams: Sequence[Stream], receiver: _Receiver) -> None:
         """It goes on while other batches come. Returns when one more may come."""
@@ -74,7 +76,17 @@ class Coroutines:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
         self._threaded = True
-        threading.Thread(target=self._loop.run_forever, name="async execute", daemon=True).start()
+        threading.Thread(target=_run, args=(self._loop,), name="async execute", daemon=True).start()
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    """For ever: batches wait for this loop."""
+    while True:
+        try:
+            loop.run_forever()
+        except (SystemExit, KeyboardInterrupt):
+            # They end an event loop, whichever task raises them; whoever awaits that task gets them too.
+            traceback.print_exc()
 
 
 async def _awaited(awaitable: Any) -> Any:

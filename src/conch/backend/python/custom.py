@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from typing import Any
 
 from conch.backend.python.asks import Asks
@@ -123,6 +124,12 @@ class MetricFamily:
                 raise TritonModelException(
                     f"Error when creating Metric: labels must be strings by name, found {name!r}: {value!r}"
                 )
+        for bound in buckets or ():
+            if not isinstance(bound, (int, float)) or math.isnan(bound):
+                raise TritonModelException(f"Error when creating Metric: buckets must be numbers, found {bound!r}")
+        if buckets and buckets[-1] == math.inf:
+            # Every histogram ends with that one.
+            buckets = buckets[:-1]
         question = {"ask": "metric", "family": self._number, "labels": labels or {}, "buckets": buckets}
         metric = Metric.__new__(Metric)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import mmap
 import os
@@ -11,28 +12,28 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any
 
 import msgspec
 
 from conch.backend.api import Models
 from conch.backend.python import channel
-from conch.backend.python.calling import Calling
-from conch.backend.python.channel import ASK_HEAD, CALL_ENTRY, INLINE, PACKET
+from conch.backend.python.calling import Calling, Parents, refusal
+from conch.backend.python.channel import ASK_HEAD, CALL_ENTRY, INLINE, PACKET, sealed, shortened
 from conch.backend.python.keeping import Keeping, Question
 from conch.observe.custom import Families
-from conch.types.error import Code, InferError
-from conch.types.request import InferRequest
+from conch.types.error import Code, InferError, internal
 from conch.types.tensor import Buffer
 
 _LOG = logging.getLogger("conch.model")
 _CODES = tuple(Code)
 _RESULTS = ASK_HEAD.pack(channel.RESULTS, 0, 0)
-_encode = msgspec.json.Encoder().encode
-
-
+_RESULTS_IN_FILE = ASK_HEAD.pack(channel.RESULTS, channel.IN_FILE, 0)
+#: Room for the text of an answer to a question.
+_ROOM = INLINE - 256
+#: When to send again what the kernel has not taken, in seconds.
+_AGAIN = 0.01
 _decode_question = msgspec.json.Decoder(Question).decode
 
 
@@ -58,6 +59,8 @@ class Door:
         self._keeping = Keeping(families or Families())
         self._calling: Calling | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        #: Calls that came before `open`, with the files of their contents.
+        self._early: list[tuple[bytes, int]] = []
         #: The loop listens; its thread is `_home`.
         self._attached = False
         self._home = 0
@@ -72,13 +75,16 @@ class Door:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def open(self, loop: asyncio.AbstractEventLoop, parents: Callable[[int], Sequence[InferRequest]]) -> None:
-        """On the loop. `parents` gives the open requests of a batch, by its sequence."""
+    def open(self, loop: asyncio.AbstractEventLoop, parents: Parents) -> None:
+        """On the loop."""
         self._loop = loop
         self._home = threading.get_ident()
         if self._models is not None:
             self._calling = Calling(self._models, loop, parents, self._result, self._spin_ns)
         self._attached = True
+        early, self._early = self._early, []
+        for packet, descriptor in early:
+            self._called(packet, descriptor)
         loop.add_reader(self.fileno(), self.heed, 64)
 
     def detach(self) -> None:
@@ -95,7 +101,8 @@ class Door:
             if self._closed:
                 return
             self._closed = True
-            files = [descriptor for _, descriptor in (*self._unsent, *self._results) if descriptor >= 0]
+            files = [each for _, each in (*self._unsent, *self._results, *self._early) if each >= 0]
+            self._early.clear()
             self._unsent.clear()
             self._results.clear()
         for descriptor in files:
@@ -127,24 +134,52 @@ class Door:
 
     def _packet(self, packet: bytes, descriptor: int) -> None:
         kind, flags, number = ASK_HEAD.unpack_from(packet)
-        data: Buffer = packet
         begin = ASK_HEAD.size
-        if descriptor >= 0:
-            data = _contents(descriptor)
-        if kind == channel.CALLS and self._calling is not None and self._attached:
-            self._calls(packet, data, apart=descriptor >= 0)
+        if kind == channel.CALLS:
+            if self._attached:
+                self._called(packet, descriptor)
+            elif self._loop is None:
+                self._early.append((packet, descriptor))
+            else:
+                self._refuse(packet, descriptor, "the model that calls is being unloaded")
         elif kind == channel.METRIC:
             (value,) = channel.METRIC_VALUE.unpack_from(packet, begin)
             self._keeping.change(flags, number, value)
         elif kind == channel.QUESTION:
-            size = int.from_bytes(packet[begin : begin + 8], "little") if descriptor >= 0 else len(packet)
-            raw = memoryview(data)[0 if descriptor >= 0 else begin : size]
-            self._question(number, _decode_question(raw), memoryview(data)[size:])
+            try:
+                self._asked(packet, flags, number, descriptor)
+            except Exception as failure:  # noqa: BLE001  the model has a say in what is decoded here
+                self._reply(number, _failed(internal(f"the question cannot be read: {failure!r}")))
         elif kind == channel.QUIT and self._calling is not None:
             self._calling.quit(number, forget=flags == channel.FORGET)
         elif kind == channel.TAKEN and self._calling is not None:
             (size,) = channel.TAKEN_BYTES.unpack_from(packet, begin)
             self._calling.taken(number, size)
+
+    def _called(self, packet: bytes, descriptor: int) -> None:
+        if self._calling is None:
+            self._refuse(packet, descriptor, "no other models are served here")
+            return
+        apart = packet[1] & channel.IN_FILE != 0
+        try:
+            data = _contents(descriptor) if apart else packet
+        except (OSError, ValueError) as error:
+            self._refuse(packet, -1, f"its inputs cannot be reached: {error}")
+        else:
+            self._calls(packet, data, apart=apart)
+
+    def _refuse(self, packet: bytes, descriptor: int, text: str) -> None:
+        """Whoever called must not wait for ever."""
+        if descriptor >= 0:
+            os.close(descriptor)
+        position = ASK_HEAD.size
+        while position < len(packet):
+            number, _, _, meta_size, size = CALL_ENTRY.unpack_from(packet, position)
+            position += CALL_ENTRY.size + meta_size + (0 if packet[1] & channel.IN_FILE else size)
+            with self._lock:
+                if not self._closed:
+                    self._results.append((refusal(number, f"Error when running inference: {text}"), -1))
+        self._flush()
 
     def _calls(self, packet: bytes, data: Buffer, *, apart: bool) -> None:
         assert self._calling is not None
@@ -160,6 +195,13 @@ class Door:
 
     # ---- questions
 
+    def _asked(self, packet: bytes, flags: int, number: int, descriptor: int) -> None:
+        data: Buffer = packet
+        begin, size = ASK_HEAD.size, len(packet)
+        if flags & channel.IN_FILE:
+            data, begin, size = _contents(descriptor), 0, int.from_bytes(packet[begin : begin + 8], "little")
+        self._question(number, _decode_question(memoryview(data)[begin:size]), memoryview(data)[size:])
+
     def _question(self, number: int, question: Question, contents: memoryview) -> None:
         try:
             if question.ask in {"load", "unload"}:
@@ -167,7 +209,7 @@ class Door:
                 return
             value = self._ready(question) if question.ask == "ready" else self._keeping.answer(question)
         except InferError as error:
-            self._reply(number, {"error": (_CODES.index(error.code), error.message)})
+            self._reply(number, _failed(error))
         else:
             self._reply(number, {"value": value})
 
@@ -192,18 +234,14 @@ class Door:
         return models.load(question.name, parameters)
 
     def _done(self, number: int, done: Future[None]) -> None:
-        error = done.exception()
-        if error is None:
-            self._reply(number, {"value": None})
-        elif isinstance(error, InferError):
-            self._reply(number, {"error": (_CODES.index(error.code), error.message)})
-        else:
-            self._reply(number, {"error": (_CODES.index(Code.INTERNAL), repr(error))})
+        error = CancelledError() if done.cancelled() else done.exception()
+        self._reply(number, {"value": None} if error is None else _failed(error))
 
     def _reply(self, number: int, answer: dict[str, Any]) -> None:
         with self._lock:
             if not self._closed:
-                self._unsent.append((ASK_HEAD.pack(channel.REPLY, 0, number) + _encode(answer), -1))
+                # Not by msgspec, which knows no infinity.
+                self._unsent.append((ASK_HEAD.pack(channel.REPLY, 0, number) + json.dumps(answer).encode(), -1))
         self._write()
 
     # ---- what goes to the worker
@@ -241,7 +279,7 @@ class Door:
                     self._unsent.append((b"".join(parts), -1))
                     parts, size = [_RESULTS], 0
                 if descriptor >= 0:
-                    self._unsent.append((_RESULTS + entry, descriptor))
+                    self._unsent.append((_RESULTS_IN_FILE + entry, descriptor))
                 else:
                     parts.append(entry)
                     size += len(entry)
@@ -251,6 +289,7 @@ class Door:
 
     def _write(self) -> None:
         """Send what the worker takes now; the rest when it can."""
+        busy = False
         with self._lock:
             unsent = self._unsent
             while unsent:
@@ -262,40 +301,52 @@ class Door:
                         socket.send_fds(self._socket, [packet], [descriptor])
                 except BlockingIOError:
                     break
-                except OSError:
-                    """The worker is dying."""
+                except OSError as error:
+                    # Of anything else the worker is dying.
+                    busy = error.errno in channel.BUSY
+                    if busy:
+                        break
                 unsent.popleft()
                 if descriptor >= 0:
                     os.close(descriptor)
-            wanted = bool(unsent) and not self._closed
-            if self._loop is None or not self._attached or wanted == self._writing:
+            if self._loop is None or not self._attached or bool(unsent) == self._writing:
                 return
         with contextlib.suppress(RuntimeError):
             if threading.get_ident() == self._home:
-                self._watch()
+                self._watch(busy=busy)
             else:
-                self._loop.call_soon_threadsafe(self._watch)
+                self._loop.call_soon_threadsafe(self._watch, busy)
 
-    def _watch(self) -> None:
-        """On the loop: wait for room exactly as long as something is unsent."""
-        loop = self._loop
-        if loop is None or self._closed or not self._attached:
-            return
-        wanted = bool(self._unsent)
-        if wanted and not self._writing:
-            loop.add_writer(self.fileno(), self._write)
-        elif not wanted and self._writing:
-            loop.remove_writer(self.fileno())
-        self._writing = wanted
+    def _watch(self, busy: bool = False) -> None:
+        """On the loop: wait for room exactly as long as something is unsent; if the kernel is `busy`, for a moment.
+
+        Under the lock: a thread that finds no room while we still listen for some relies on us to go on listening.
+        """
+        with self._lock:
+            loop, wanted = self._loop, bool(self._unsent)
+            if loop is None or self._closed or not self._attached or wanted == self._writing:
+                return
+            if busy and wanted:
+                loop.call_later(_AGAIN, self._write)
+                return
+            if wanted:
+                loop.add_writer(self.fileno(), self._write)
+            else:
+                loop.remove_writer(self.fileno())
+            self._writing = wanted
+
+
+def _failed(error: BaseException) -> dict[str, Any]:
+    known = error if isinstance(error, InferError) else internal(repr(error))
+    return {"error": (_CODES.index(known.code), shortened(known.message, _ROOM))}
 
 
 def _contents(descriptor: int) -> Buffer:
-    """What lies in the file: a view of it, if the worker cannot make it shorter any more."""
-    import fcntl  # noqa: PLC0415  only where there is much to say
-
+    """What lies in the file: a view of it, if the worker cannot make it shorter any more. Raises OSError."""
+    safe = sealed(descriptor)
     with open(descriptor, "rb") as file:
         size = os.fstat(descriptor).st_size
-        if size and fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+        if size and safe:
             return memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ))
         file.seek(0)
         return file.read()

@@ -124,7 +124,7 @@ class Executor:
             result = self._model.is_ready()
             if inspect.isawaitable(result):
                 result = self._coroutines.finish(asyncio.wait_for(result, _READY_SECONDS))
-        except Exception as error:  # noqa: BLE001  whatever the model's code raises
+        except BaseException as error:  # noqa: BLE001  whatever the model's code raises
             self._calls.log(2, "model.py", 0, f"is_ready of '{self._instance}' failed: {words(error)}")
             return False
         return result is True
@@ -147,7 +147,7 @@ class Executor:
                     text = check(result, count)
                     if not text:
                         raise
-        except (Exception, SystemExit) as error:  # noqa: BLE001  whatever the model's code raises
+        except BaseException as error:  # noqa: BLE001  whatever the model's code raises, CancelledError too
             output_start = _now()
             text = words(error)
         return refusal(self._failure(text)), output_start
@@ -167,7 +167,7 @@ class Executor:
                 awaitable = result
             elif result is not None or not self._decoupled:
                 text = self._unexpected(result)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  whatever the model's code raises
+        except BaseException as error:  # noqa: BLE001  whatever the model's code raises, CancelledError too
             text = words(error)
         finally:
             current_batch.reset(token)
@@ -228,6 +228,8 @@ class Executor:
         try:
             view = outputs.reserve(begin + size)
         except OSError as error:
+            # The server does not hear of a layout that is new with this reply.
+            self._answers = Answers()
             failed = refusal(f"The outputs of model instance '{self._instance}' need {size} bytes of memory: {error}")
             reply.meta, reply.size = failed.meta, 0
             return 0, reply.meta

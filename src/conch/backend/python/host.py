@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 import threading
 import time
@@ -14,14 +13,15 @@ from concurrent.futures import Future, wait
 from conch.backend.batch import drop_cancelled
 from conch.backend.python import channel
 from conch.backend.python.calling import Call as Called
-from conch.backend.python.channel import DONE_HEAD, Area
+from conch.backend.python.channel import BUSY, DONE_HEAD, Area
 from conch.backend.python.message import Messages
 from conch.backend.python.process import Call, Launch, WorkerProcess, verbose
 from conch.backend.python.reply import Again, Failure, Outcome, Replies
 from conch.backend.python.rescheduling import reschedule
 from conch.backend.python.responders import Responders
-from conch.backend.python.supervise import Backoff
+from conch.backend.python.restarts import Restarts
 from conch.backend.python.vigil import vigil_of
+from conch.backend.python.voice import Voice
 from conch.observe.stats import Execution, ModelStats, Reason
 from conch.types.error import InferError, internal, unavailable
 from conch.types.model import ModelSpec
@@ -36,8 +36,6 @@ FINALIZE, READY, EXIT = 10.0, 5.0, 1.0
 LOOP = 10.0
 #: So many messages of a worker are read before the loop looks at its other work.
 _CALLS = 64
-#: When to speak again to a worker that did not listen, in seconds.
-_AGAIN = 0.01
 
 
 class PythonInstance:
@@ -56,10 +54,9 @@ class PythonInstance:
         self._loop = loop
         self._launch = launch
         self._vigil = vigil_of(loop)
-        self._closing = threading.Event()
-        self._reviver: threading.Thread | None = None
-        #: Held while `_reviver` is set and not started yet.
-        self._starting = threading.Lock()
+        self._restarts = Restarts(
+            launch, lambda worker: self._post(self._adopt, worker), lambda error: self._post(self._give_up, error)
+        )
         self._closed = threading.Lock()
         self._worker: WorkerProcess | None = None
         self._batch: Sequence[InferRequest] | None = None
@@ -73,17 +70,17 @@ class PythonInstance:
         self._trouble: InferError | None = None
         self._responders: Responders | None = None
         self._execution: Execution | None = None
-        self._deaf = False
+        self._voice: Voice | None = None
         #: What the model said of itself last, and when it was asked (0: it is not being asked).
         self._says_ready = True
         self._asked = 0.0
-        worker, self._has_ready, overlap = _start(launch, self._closing)
-        if spec.decoupled or overlap:
+        first = self._restarts.first()
+        self._has_ready = first.has_ready
+        if spec.decoupled or first.overlap:
             self._responders = Responders(spec.name, stats, self._tell, counting=spec.decoupled)
-        self._backoff = Backoff(time.monotonic())
         self._alive = True
-        self._pid = worker.pid
-        self._post(self._adopt, worker)
+        self._pid = first.worker.pid
+        self._post(self._adopt, first.worker)
 
     def start(self, batch: Sequence[InferRequest], idle: Callable[[], None]) -> None:
         self._begun_ns = _now()
@@ -127,20 +124,16 @@ class PythonInstance:
     @property
     def closed(self) -> bool:
         """Whether it is closed, or about to be."""
-        return self._closing.is_set()
+        return self._restarts.closed
 
     def close(self) -> None:
         with self._closed:
-            self._closing.set()
-            with self._starting:
-                reviver = self._reviver
-            if reviver is not None:
-                reviver.join()
+            self._restarts.close()
             handed: Future[WorkerProcess | None] = Future()
             self._post(self._hand_over, handed)
             # A loop that has been stopped will not answer, and then nothing else uses the worker either.
-            done, _ = wait([handed], LOOP if self._loop.is_running() else 0.0)
-            worker = handed.result() if done else self._detach()
+            wait([handed], LOOP if self._loop.is_running() else 0.0)
+            worker = self._detach() if handed.cancel() else handed.result()
             if worker is not None:
                 worker.stop(FINALIZE)
             self._post(self._abandon)
@@ -160,15 +153,23 @@ class PythonInstance:
                     self._vigil.step(self._launch.spin_ns)
             packet = self._messages.batch(batch, sequence, flags)
         except Exception as error:  # noqa: BLE001  memory may run out; whatever it is, the requests must be answered
-            self._fail(internal(f"Failed to pass the request(s) to model instance '{self._launch.instance}': {error}"))
-            self._rest()
+            self._unsent(worker, error)
             return
         if self._responders is not None:
             self._execution = self._responders.begin(batch, sequence, self._begun_ns)
         try:
             worker.main.send(packet)
-        except OSError:
-            """The worker is dying: its end will be noticed, and the batch fails then."""
+        except OSError as error:
+            # Of anything else the worker is dying: its end will be noticed, and the batch fails then.
+            if isinstance(error, BlockingIOError) or error.errno in BUSY:
+                self._unsent(worker, error)
+
+    def _unsent(self, worker: WorkerProcess, error: Exception) -> None:
+        """The worker does not get the batch."""
+        # Nor does it hear of forms that are new with it: it is told of all of them anew.
+        self._messages = Messages(self._spec, worker.inputs)
+        self._fail(internal(f"Failed to pass the request(s) to model instance '{self._launch.instance}': {error}"))
+        self._rest()
 
     def _readable(self) -> None:
         worker = self._worker
@@ -309,40 +310,26 @@ class PythonInstance:
             return
         for call in worker.read_calls(most):
             self._heed(worker, call)
-        if self._responders is not None:
-            self._acknowledge()
+        self._acknowledge()
 
     def _acknowledge(self) -> None:
-        self._deaf = False
-        if self._responders is not None and not self._responders.acknowledge():
-            self._deaf = True
+        if self._responders is not None:
+            self._responders.acknowledge()
 
     def _tell(self, packet: bytes) -> bool:
-        """Whether the worker has taken `packet`; if not, everything is said again soon."""
-        worker = self._worker
-        if worker is None:
-            return True
-        try:
-            worker.calls.send(packet)
-        except BlockingIOError:
-            if not self._deaf:
-                self._loop.call_later(_AGAIN, self._acknowledge)
-            return False
-        except OSError:
-            """The worker is dying."""
-        return True
+        """Whether the worker has taken `packet`; if not, it is acknowledged again soon."""
+        return self._voice is None or self._voice.offer(packet)
 
     def _heed(self, worker: WorkerProcess, call: Call) -> None:
         batch = self._batch
         current = batch is not None and call.sequence == self._sequence and call.index < len(batch)
-        if call.kind == channel.AREA and call.descriptor >= 0:
-            worker.inputs.close()
-            worker.inputs = self._messages.area = Area(call.descriptor, self._launch.settings.shm_growth)
+        if call.kind == channel.AREA:
+            self._renew(worker, call.descriptor)
         elif call.kind == channel.RESPONSES and self._responders is not None:
             try:
                 packet = self._replies.lines(call.meta, call.data)
             except Exception as failure:  # noqa: BLE001  the model has a say in what is decoded here
-                self._responders.fail(self._failure(failure))
+                self._responders.spoil(self._failure(failure))
             else:
                 self._responders.deliver(packet)
         elif call.kind == channel.CANCELLED:
@@ -350,10 +337,8 @@ class PythonInstance:
                 gone = self._responders.cancelled(call.sequence, call.index)
             else:
                 gone = not current or batch is None or batch[call.index].cancelled
-            try:
-                worker.calls.send(bytes((channel.TOLD, gone)))
-            except OSError:
-                """The worker is dying."""
+            if self._voice is not None:
+                self._voice.tell(bytes((channel.TOLD, gone)))
         elif call.kind == channel.ANSWER and current and batch is not None and call.index not in self._outcomes:
             try:
                 outcome = self._replies.entry(call.meta, call.data)
@@ -364,11 +349,30 @@ class PythonInstance:
             self._answer(batch[call.index], call.index, outcome)
             self._finish(batch)
 
-    def _parents(self, sequence: int) -> Sequence[InferRequest]:
-        """The open requests of a batch."""
+    def _renew(self, worker: WorkerProcess, descriptor: int) -> None:
+        """The model keeps what lies in the area for inputs: those of the next batch go to another."""
+        try:
+            area = Area.received(descriptor, self._launch.settings.shm_growth)
+        except OSError as error:
+            # It would read inputs where there are none.
+            _LOG.error("model instance '%s' is ended: its inputs cannot be shared: %s", self._launch.instance, error)
+            worker.kill()
+            return
+        worker.inputs.close()
+        worker.inputs = self._messages.area = area
+
+    def parents(self, sequence: int) -> Sequence[InferRequest]:
+        """See `calling.Parents`."""
         if self._responders is not None:
             return self._responders.of(sequence)
         return self._batch if self._batch is not None and sequence == self._sequence else ()
+
+    def parent(self, sequence: int, index: int) -> InferRequest | None:
+        """See `calling.Parents`."""
+        if self._responders is not None:
+            return self._responders.find(sequence, index)
+        batch = self.parents(sequence)
+        return batch[index] if index < len(batch) else None
 
     def _probe(self) -> None:
         """Ask the model's `is_ready`. A model that executes keeps the answer it gave before."""
@@ -397,11 +401,11 @@ class PythonInstance:
         self._trouble = None
         self._alive = True
         self._asked = 0.0
-        self._reviver = None
+        self._voice = Voice(worker.calls, self._loop, self._acknowledge)
         add = self._loop.add_reader
         add(worker.main.fileno(), self._readable)
         add(worker.calls.fileno(), self._called, _CALLS)
-        worker.door.open(self._loop, self._parents)
+        worker.door.open(self._loop, self)
         add(worker.stderr, self._complained, worker)
         add(worker.pidfd, self._died, worker)
         if self._has_ready:
@@ -432,33 +436,7 @@ class PythonInstance:
         self._fail(error)
         if self._responders is not None:
             self._responders.forget(error)
-        if self._closing.is_set():
-            return
-        pause = self._backoff.died(time.monotonic())
-        with self._starting:
-            self._reviver = threading.Thread(
-                target=self._revive, args=(pause,), name=f"restart {self._launch.instance}", daemon=True
-            )
-            self._reviver.start()
-
-    def _revive(self, pause: float) -> None:
-        """In a thread of its own: start workers until one is up."""
-        while not self._closing.wait(pause):
-            try:
-                if self._launch.cores:
-                    os.sched_setaffinity(0, self._launch.cores)
-                worker, self._has_ready, _ = _start(self._launch, self._closing)
-            except Exception as error:  # noqa: BLE001  no descriptors, no memory: whatever it is may pass
-                if not isinstance(error, InferError):
-                    _LOG.exception("the worker of model instance '%s' cannot be restarted", self._launch.instance)
-                pause = self._backoff.failed()
-                if self._backoff.hopeless:
-                    known = error if isinstance(error, InferError) else internal(f"{type(error).__name__}: {error}")
-                    self._post(self._give_up, known)
-            else:
-                self._backoff.started(time.monotonic())
-                self._post(self._adopt, worker)
-                return
+        self._restarts.died()
 
     def _give_up(self, error: InferError) -> None:
         """Restarts keep failing: whoever waits, and who comes now, gets an error."""
@@ -481,12 +459,16 @@ class PythonInstance:
         self._rest()
 
     def _hand_over(self, handed: Future[WorkerProcess | None]) -> None:
-        handed.set_result(self._detach())
+        if handed.set_running_or_notify_cancel():
+            handed.set_result(self._detach())
 
     def _detach(self) -> WorkerProcess | None:
         """The loop listens to the worker no longer."""
         worker, self._worker = self._worker, None
         self._pid = 0
+        voice, self._voice = self._voice, None
+        if voice is not None:
+            voice.close()
         if worker is not None:
             worker.door.detach()
             for descriptor in (worker.main.fileno(), worker.calls.fileno(), worker.stderr, worker.pidfd):
@@ -498,11 +480,3 @@ class PythonInstance:
             self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:
             """The loop is closed: the server is going down."""
-
-
-def _start(launch: Launch, closing: threading.Event) -> tuple[WorkerProcess, bool, bool]:
-    """A worker that is ready, whether its model has `is_ready`, and whether its batches overlap. Blocks; raises
-    InferError."""
-    worker = WorkerProcess(launch)
-    answer = worker.begin(closing.is_set)
-    return worker, bool(answer["content"]["is_ready"]), bool(answer["content"]["overlap"])

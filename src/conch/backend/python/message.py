@@ -201,11 +201,14 @@ def _contexts(requests: Sequence[InferRequest]) -> list[str | None] | None:
     """For each request the context of its trace as JSON, None where it is not traced; None if none is."""
     if all(request.trace is None for request in requests):
         return None
-    return [None if request.trace is None else _context(request.trace.context) for request in requests]
+    return [None if request.trace is None else _context(request.trace) for request in requests]
 
 
-def _context(traceparent: str) -> str:
-    return _encode({"traceparent": traceparent}).decode() if traceparent else ""
+def _context(trace: Any) -> str:
+    if not trace.context:
+        return ""
+    state = {"tracestate": trace.state} if trace.state else {}
+    return _encode({"traceparent": trace.context, **state}).decode()
 
 
 def _by_input(requests: Sequence[InferRequest]) -> list[Buffer]:

@@ -24,6 +24,7 @@ from conch.backend.python.channel import (
     RESPONSES,
     TOLD,
     WINDOW,
+    send,
 )
 
 #: So many responses wait for each other at most.
@@ -104,7 +105,7 @@ class Outbox:
         with self._asking:
             self._told = None
             try:
-                self._socket.send(CALL_HEAD.pack(CANCELLED, 0, sequence, index, 0, 0))
+                send(self._socket, CALL_HEAD.pack(CANCELLED, 0, sequence, index, 0, 0))
             except OSError:
                 return True
             with self._change:
@@ -148,14 +149,14 @@ class Outbox:
             (item,) = items
             head = CALL_HEAD.pack(RESPONSES, 0, 0, 1, len(item.line) + 2, item.size)
             try:
-                socket.send_fds(self._socket, [head], [item.descriptor])
+                send(self._socket, head, item.descriptor)
             finally:
                 os.close(item.descriptor)
             return
         meta = b"[" + b",".join([item.line for item in items]) + b"]"
         size = sum([item.size for item in items])
         head = CALL_HEAD.pack(RESPONSES, 0, 0, len(items), len(meta), size)
-        self._socket.send(b"".join([head, meta, *[part for item in items for part in item.parts]]))
+        send(self._socket, b"".join([head, meta, *[part for item in items for part in item.parts]]))
 
     def _listen(self) -> None:
         """In a thread of its own: what the server answers."""

@@ -33,6 +33,8 @@ from conch.types.error import InferError, internal, unavailable
 _LOG = logging.getLogger("conch.model")
 _LEVELS = (logging.INFO, logging.WARNING, logging.ERROR, logging.DEBUG)
 _PACKAGE = Path(__file__).parents[2]
+#: So many pieces of 64 KiB are read of a worker's stderr at a time.
+_CHUNKS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +186,9 @@ class WorkerProcess:
             yield Call(kind, flags, sequence, index, body[:meta], body[meta : meta + data], descriptor)
 
     def read_stderr(self) -> bool:
-        """Pass on what the worker wrote to its stderr. False when no more will come."""
-        while True:
+        """Pass on what the worker wrote to its stderr, so much that one that never stops holds up nobody. False when no
+        more will come."""
+        for _ in range(_CHUNKS):
             try:
                 chunk = os.read(self.stderr, 65_536)
             except BlockingIOError:
@@ -201,6 +204,7 @@ class WorkerProcess:
                 os.write(2, chunk)
             except OSError:
                 """The server's own stderr is closed."""
+        return True
 
     def bury(self) -> str:
         """The process has exited: reap it, end what it left running, free everything. Says what happened."""
@@ -309,7 +313,12 @@ class WorkerProcess:
         self._process.wait()
 
     def _log(self, level: int, raw: bytes) -> None:
-        file, line, message = msgspec.json.decode(raw)
+        try:
+            file, line, message = msgspec.json.decode(raw)
+        except (msgspec.DecodeError, ValueError) as error:
+            # A line that is lost is no reason to lose what comes behind it.
+            _LOG.warning("a log line of model instance '%s' cannot be read: %s", self.launch.instance, error)
+            return
         level = _LEVELS[level] if level < len(_LEVELS) else logging.INFO
         if _LOG.isEnabledFor(level):
             _LOG.handle(_LOG.makeRecord(_LOG.name, level, file, line, message, (), None))

@@ -95,6 +95,11 @@ class Responders:
         if counted and self._counting:
             self._stats.responded(counted)
 
+    def spoil(self, error: InferError) -> None:
+        """A packet cannot be read: whose responses were in it nobody knows."""
+        self._packets += 1
+        self.fail(error)
+
     def acknowledge(self) -> bool:
         """Tell the worker what was taken since the last time; False when it has no ear now: try again soon."""
         while self._packets or self._taken:

@@ -1,8 +1,7 @@
-"""What a SavedModel or a GraphDef says of its inputs and outputs. Pure, but for the file that is mapped."""
+"""What a SavedModel or a GraphDef says of its inputs and outputs. Pure, but for reading the file."""
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ _PLACEHOLDERS: Final = frozenset({"Placeholder", "PlaceholderV2", "PlaceholderWi
 _RESERVED: Final = frozenset({"__saved_model_init_op", "__saved_model_train_op"})
 _SERVING: Final = "serving_default"
 _SERVE: Final = "serve"
-_Read = TypeVar("_Read")
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,7 @@ def read_saved_model(model: str, folder: Path, tag: str, signature: str) -> Chos
     if not path.is_file():
         also = " (saved_model.pbtxt is not read, save it in the binary form)" * (folder / "saved_model.pbtxt").is_file()
         raise internal(f"unable to load model '{model}', '{folder}' is no SavedModel: it has no {SAVED_MODEL}{also}")
-    graphs = _mapped(model, path, "SavedModel", lambda data: [_meta_graph(each) for each in wire.messages(data, 2)])
+    graphs = _read(model, path, "SavedModel", lambda data: [_meta_graph(each) for each in wire.messages(data, 2)])
     if not graphs:
         raise _unreadable(model, path, "SavedModel", "it holds no graph")
     graph = _graph(model, graphs, tag)
@@ -76,29 +75,24 @@ def read_graph(model: str, path: Path) -> Graph:
     """Raises InferError."""
     if not path.is_file():
         raise internal(f"unable to load model '{model}', there is no file '{path}'")
-    graph = _mapped(model, path, "GraphDef", _graph_def)
+    graph = _read(model, path, "GraphDef", _graph_def)
     if not graph.nodes:
         raise _unreadable(model, path, "GraphDef", "it has no nodes")
     return graph
 
 
-def _mapped(model: str, path: Path, kind: str, read: Callable[[memoryview], _Read]) -> _Read:
-    """What `read` makes of the file's bytes; it must not keep any of them."""
+def _read(model: str, path: Path, kind: str, read: Callable[[memoryview], _Made]) -> _Made:
+    """What `read` makes of the file's bytes: a copy, for a mapped file that is cut meanwhile ends us."""
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            view = memoryview(mapped)
-            try:
-                return read(view)
-            except wire.WireError as error:
-                why = str(error)
-            finally:
-                # What the traceback of an error holds keeps the file mapped, so it must be gone here too.
-                view.release()
-    except ValueError:
-        raise _unreadable(model, path, kind, "it is empty") from None
+        content = path.read_bytes()
     except OSError as error:
         raise _unreadable(model, path, kind, str(error.strerror)) from error
-    raise _unreadable(model, path, kind, why)
+    if not content:
+        raise _unreadable(model, path, kind, "it is empty")
+    try:
+        return read(memoryview(content))
+    except wire.WireError as error:
+        raise _unreadable(model, path, kind, str(error)) from None
 
 
 def _unreadable(model: str, path: Path, kind: str, why: str) -> InferError:

@@ -87,7 +87,8 @@ def _whole(config: ModelConfig, values: Mapping[str, str], name: str) -> int | N
     text = values.get(name)
     if text is None:
         return None
-    if not text.isdecimal():
+    # TensorFlow counts with 32 bits.
+    if not text.isdecimal() or len(text) > 9:
         raise invalid(
             f"parameter '{name}' of model '{config.name}' is '{text}', expected a whole number >= 0",
             f'write parameters {{ key: "{name}" value {{ string_value: "2" }} }}',

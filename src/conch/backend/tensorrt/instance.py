@@ -71,13 +71,14 @@ class TensorRtInstance:
             gathered = {self._spec.inputs[position].name: work.gather(position) for position in work.present()}
             shapes = {name: self._full(name, shape) for name, (shape, _) in gathered.items()}
             profile = choose(self._spec.name, self._signature, self._profiles, shapes)
+            context = self._contexts[profile]
+            found = self._shape(context, shapes)
+            sizes = {slot.name: math.prod(found[slot.name]) * slot.datatype.size for slot in self._signature.outputs}
+            self._check_room(found, sizes)
             for name, (_, data) in gathered.items():
                 self._passages[name].send(data, self._stream)
             work.input_end()
-            context = self._contexts[profile]
-            found = self._shape(context, shapes)
             self._execute(context, (profile, tuple(shapes.values())))
-            sizes = {slot.name: math.prod(found[slot.name]) * slot.datatype.size for slot in self._signature.outputs}
             for output in self._spec.outputs:
                 self._passages[output.name].fetch(sizes[output.name], self._stream)
             checked(self._cuda.cudaStreamSynchronize(self._stream))
@@ -126,7 +127,18 @@ class TensorRtInstance:
             self._passages[name] = Passage(self._cuda, size)
         for context in self._contexts.values():
             for name, passage in self._passages.items():
-                context.set_tensor_address(name, passage.device)
+                if not context.set_tensor_address(name, passage.device):
+                    raise internal(f"unable to load model '{self._spec.name}', TensorRT refuses memory for '{name}'")
+
+    def _check_room(self, found: dict[str, Shape], sizes: dict[str, int]) -> None:
+        """Raises InferError before TensorRT writes behind an output's memory: the largest inputs gave less."""
+        for name, size in sizes.items():
+            if size > self._passages[name].capacity:
+                raise unsupported(
+                    f"model '{self._spec.name}', output '{name}' has shape {list(found[name])}, larger than for the "
+                    "largest inputs of the engine's profiles, which is not supported",
+                    "build the network with outputs that grow with the inputs",
+                )
 
     def _full(self, name: str, shape: Shape) -> Shape:
         # A scalar of the engine is one element to clients.
@@ -172,19 +184,29 @@ class TensorRtInstance:
         # What was sent is on its way: only the run itself belongs to the graph.
         checked(cuda.cudaStreamSynchronize(self._stream))
         checked(cuda.cudaStreamBeginCapture(self._stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
-        recorded = context.execute_async_v3(int(self._stream))
+        recorded, made, why = False, None, "TensorRT's log says why"
+        try:
+            recorded = context.execute_async_v3(int(self._stream))
+        except Exception as error:  # noqa: BLE001  TensorRT's errors have no common base
+            why = str(error)
+        # A stream that went on recording would run nothing any more.
         code, graph = cuda.cudaStreamEndCapture(self._stream)
+        if recorded and int(code):
+            why = f"cudaStreamEndCapture gave {code}"
+        elif recorded:
+            code, made = cuda.cudaGraphInstantiate(graph, 0)
+            why = f"cudaGraphInstantiate gave {code}"
+        if graph is not None:
+            cuda.cudaGraphDestroy(graph)
         if not recorded or int(code):
             self._graphing = False
             _LOG.warning(
                 "model '%s' is served without CUDA graphs: its engine's run cannot be recorded (%s)",
-                self._spec.name,
-                "TensorRT's log says why" if not recorded else f"cudaStreamEndCapture gave {code}",
-            )
+                self._spec.name, why,
+            )  # fmt: skip
             self._enqueue(context)
             return
         if len(self._graphs) >= _MOST_GRAPHS:
             cuda.cudaGraphExecDestroy(self._graphs.pop(next(iter(self._graphs))))
-        self._graphs[key] = checked(cuda.cudaGraphInstantiate(graph, 0))
-        cuda.cudaGraphDestroy(graph)
-        checked(cuda.cudaGraphLaunch(self._graphs[key], self._stream))
+        self._graphs[key] = made
+        checked(cuda.cudaGraphLaunch(made, self._stream))

@@ -80,6 +80,12 @@ def read_signature(model: str, engine: Any) -> Signature:
                 "protocol has no name",
                 f"cast it to one of {', '.join(DATATYPES)} at the edge of the network",
             )
+        layout = engine.get_tensor_format(name).name
+        if layout != "LINEAR":
+            raise unsupported(
+                f"unable to load model '{model}', tensor '{name}' has the format {layout}, which is not supported",
+                "build the engine with inputs and outputs in linear order (trtexec --inputIOFormats=fp32:chw)",
+            )
         shape = tuple(engine.get_tensor_shape(name))
         if engine.get_tensor_mode(name).name == "INPUT":
             ranges = [Range(*map(tuple, engine.get_tensor_profile_shape(name, profile))) for profile in range(count)]

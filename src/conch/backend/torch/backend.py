@@ -17,7 +17,7 @@ from conch.backend.torch.instance import TorchInstance
 from conch.backend.torch.naming import Bindings, Wanted, bind
 from conch.backend.torch.parameters import TorchPlan, plan_model, plan_threads
 from conch.backend.torch.program import ExportedProgram, Program, ScriptProgram, open_exported, open_script
-from conch.backend.torch.runtime import runtime, settle_process
+from conch.backend.torch.runtime import release_gpus, runtime, settle_process
 from conch.backend.torch.script import read_signature as read_script
 from conch.backend.torch.signature import Signature
 from conch.backend.torch.types import check_types
@@ -114,6 +114,7 @@ class TorchModel:
 
     def close(self) -> None:
         self._shared.clear()
+        release_gpus()
 
     def _open(self, device: str | None) -> Program:
         name, path = self._config.name, self._artifact.path

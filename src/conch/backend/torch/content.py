@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -19,6 +20,14 @@ _WEIGHTS: Final = ("model.pt", "model.pth", "model.safetensors")
 _ASSIGNS: Final = re.compile(r"^\s*(?:s|self)(?:\.\w+)+ = ", re.MULTILINE)
 _FETCHES: Final = re.compile(r"^\s*(\w+) = (?:s|self)(?:\.\w+)*\.\w+$", re.MULTILINE)
 _WRITES: Final = re.compile(r"\b(?:torch|ops\.\w+)\.\w+_\((\w+)[,)]")
+
+#: What `zipfile` raises for archives that are damaged, or packed in ways that PyTorch has not.
+BROKEN: Final = (EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
+#: How often its packed size an entry may unpack to, beyond so many bytes. PyTorch packs code alone, to about a tenth.
+_MOST_PACKED: Final = 100
+_FREE: Final = 64 << 20
+#: Bytes of a file of code that are looked at.
+_MOST_CODE: Final = 16 << 20
 
 
 class Kind(Enum):
@@ -63,11 +72,19 @@ def kind_of(path: Path, model: str) -> Kind | None:
         return None
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except zipfile.BadZipFile:
+            entries = archive.infolist()
+    except BROKEN:
         raise _foreign(path, model) from None
     except OSError as error:
         raise internal(f"failed to load model '{model}': {path}: {error.strerror}") from None
+    for entry in entries:
+        if entry.file_size > _FREE + _MOST_PACKED * entry.compress_size:
+            raise internal(
+                f"failed to load model '{model}': '{entry.filename}' in '{path}' unpacks from {entry.compress_size} "
+                f"bytes to {entry.file_size}, at most {_MOST_PACKED} times as many are expected",
+                "no PyTorch packs so tightly: save the model again",
+            )
+    names = [entry.filename for entry in entries]
     inside = {name.partition("/")[2] for name in names}
     if any(name.startswith("data/aotinductor/") for name in inside):
         return Kind.PACKAGE
@@ -88,9 +105,11 @@ def keeps_state(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
-                if "/code/" in name and name.endswith(".py") and _changes(archive.read(name).decode()):
-                    return True
-    except (OSError, zipfile.BadZipFile, UnicodeDecodeError):
+                if "/code/" in name and name.endswith(".py"):
+                    with archive.open(name) as code:
+                        if _changes(code.read(_MOST_CODE).decode(errors="replace")):
+                            return True
+    except (OSError, *BROKEN):
         return False
     return False
 

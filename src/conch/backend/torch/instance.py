@@ -13,7 +13,7 @@ from conch.backend.torch.device import Cpu, Gpu
 from conch.backend.torch.naming import Bindings, no_output
 from conch.backend.torch.parameters import TorchPlan
 from conch.backend.torch.program import Program
-from conch.backend.torch.runtime import datatypes, execute_failure, runtime, settle_thread, switch
+from conch.backend.torch.runtime import datatypes, execute_failure, release_gpus, runtime, settle_thread, switch
 from conch.backend.torch.signature import Holds
 from conch.observe.stats import ModelStats
 from conch.types.dtype import BF16, BYTES
@@ -78,6 +78,7 @@ class TorchInstance:
 
     def close(self) -> None:
         self._program = None
+        release_gpus()
 
     def _execute(self, work: Batch) -> list[tuple[TensorSpec, Shape, Buffer]]:
         assert self._program is not None, "the instance is closed"
@@ -149,7 +150,8 @@ class TorchInstance:
     def _output(self, spec: TensorSpec, value: Any) -> tuple[TensorSpec, Shape, Buffer]:
         """The result in wire form."""
         if not isinstance(value, self._tensor):
-            return spec, (len(value),), self._text(spec, value)
+            data = self._text(spec, value)
+            return spec, (len(value),), data
         found = datatypes().get(value.dtype)
         if found is not spec.datatype:
             raise invalid(

@@ -7,8 +7,9 @@ these, and dictionaries by their keys. Nothing but types of ours is imported: wo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from conch.backend.torch.signature import Holds, Signature
 from conch.types.error import InferError, internal, invalid
@@ -45,6 +46,17 @@ def bind(wanted: Wanted, signature: Signature) -> Bindings:
     inputs, input_warnings = _inputs(wanted, signature)
     outputs, output_warnings = _outputs(wanted, signature)
     return Bindings(inputs, outputs, (*input_warnings, *output_warnings))
+
+
+def every_argument(arguments: Mapping[int, Any], signature: Signature) -> list[Any]:
+    """Raises InferError where a request has left one out."""
+    missing = [each.name for index, each in enumerate(signature.arguments) if index not in arguments]
+    if missing:
+        raise invalid(
+            f"the request has no input for the argument '{missing[0]}', which the model needs",
+            "send it, and take 'optional' out of the config",
+        )
+    return [arguments[index] for index in range(len(signature.arguments))]
 
 
 def position(name: str) -> int | None:

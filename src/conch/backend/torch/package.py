@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from conch.backend.torch.naming import every_argument
 from conch.backend.torch.signature import Argument, Result, Signature
 from conch.backend.torch.trees import argument_paths, plain_name, result_paths
 from conch.types.error import internal
@@ -38,7 +39,7 @@ class Package:
 
     def __call__(self, arguments: Mapping[int, Any], names: Mapping[str, int]) -> list[Any]:
         # Compiled code checks nothing: what is not laid out as it expects, it reads as if it were.
-        flat = [arguments[index].contiguous() for index in range(len(self.signature.arguments))]
+        flat = [each.contiguous() for each in every_argument(arguments, self.signature)]
         return list(self._loader.run(flat))
 
 

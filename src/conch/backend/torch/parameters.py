@@ -32,6 +32,8 @@ _SCRIPT: Final = frozenset(
 _MODULE: Final = frozenset({"FORCE_CPU_ONLY_INPUT_TENSORS", "TORCH_COMPILE_OPTIONAL_PARAMETERS"})
 #: Parameters of the worker processes' own.
 _WORKER: Final = frozenset({"EXECUTION_ENV_PATH"})
+#: What no machine has processors for: PyTorch would start as many as it is told.
+_MOST_THREADS: Final = 4096
 _COMPILE: Final = frozenset({"backend", "disable", "dynamic", "fullgraph", "mode", "options"})
 
 
@@ -152,6 +154,8 @@ def _count(values: Mapping[str, str], key: str, model: str) -> int | None:
             f"failed to convert '{text}' to integral number",
             f"parameter '{key}' of model '{model}' is a number of threads, such as 2",
         ) from None
+    if number > _MOST_THREADS:
+        raise invalid(f"parameter '{key}' of model '{model}' is {text}, expected at most {_MOST_THREADS} threads")
     return number if number > 0 else None
 
 

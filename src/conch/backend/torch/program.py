@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from conch.backend.torch.exported import read_signature as read_exported
+from conch.backend.torch.naming import every_argument
+from conch.backend.torch.pickles import check_pickles
 from conch.backend.torch.runtime import quiet, runtime
 from conch.backend.torch.script import read_signature as read_script
 from conch.backend.torch.signature import Holds, Signature
@@ -99,7 +101,7 @@ class ExportedProgram:
         self._module = program.module()
 
     def __call__(self, arguments: Mapping[int, Any], names: Mapping[str, int]) -> list[Any] | dict[str, Any]:
-        leaves = [arguments[index] for index in range(len(self.signature.arguments))]
+        leaves = every_argument(arguments, self.signature)
         positional, named = self._tree.tree_unflatten(leaves, self._specification)
         return self._tree.tree_leaves(self._module(*positional, **named))  # type: ignore[no-any-return]
 
@@ -142,8 +144,9 @@ def open_script(model: str, path: Path, device: str | None) -> Any:
 
 
 def open_exported(model: str, path: Path) -> Any:
-    """Raises InferError."""
+    """Raises InferError. The program's own code, its graph, is taken as it is: who writes it is trusted."""
     torch = runtime()
+    check_pickles(path, model)
     try:
         with quiet():
             return torch.export.load(str(path))

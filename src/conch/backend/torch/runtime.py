@@ -130,6 +130,13 @@ def switch(plan: TorchPlan) -> None:
         turn[name](value)
 
 
+def release_gpus() -> None:
+    """Give back what PyTorch keeps of GPUs' memory for later: other models, and frameworks, may need it. As Triton."""
+    gpus = runtime().cuda
+    if gpus.is_initialized():
+        gpus.empty_cache()
+
+
 def execute_failure(error: Exception) -> InferError:
     """What a model raised, in Triton's form."""
     return internal(f"PyTorch execute failure: {error}")

@@ -43,10 +43,8 @@ class WorkerModel:
         self._plan = plan
         self._wanted = wanted
         self._cpus = host.cpus
-        seen = ModelConfig()
-        seen.CopyFrom(config)
         program = Program(PROGRAM, self._arguments, _START)
-        self._model: PythonModel = PythonBackend("pytorch", program).load(seen, spec, files, host, stats)
+        self._model: PythonModel = PythonBackend("pytorch", program).load(config, spec, files, host, stats)
 
     def instance(self, placement: Placement) -> PythonInstance:
         return self._model.instance(placement)

@@ -73,7 +73,10 @@ def _durations(
 
 
 def index(entries: Iterable[IndexEntry]) -> bytes:
-    """A model that was never loaded has only a name; a reason is there only when it says something."""
+    """A model that was never loaded has only a name; a reason is there only when it says something.
+
+    A reason may name files whose names are no text: what UTF-8 cannot carry is replaced.
+    """
     return _encode([_entry(each) for each in entries])
 
 
@@ -84,5 +87,5 @@ def _entry(entry: IndexEntry) -> dict[str, str]:
     if entry.state:
         line["state"] = entry.state
     if entry.reason:
-        line["reason"] = entry.reason
+        line["reason"] = entry.reason.encode("utf-8", "replace").decode()
     return line

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from conch.memory.regions import Regions, Window
 from conch.pb.model_config_pb2 import ModelConfig
@@ -81,6 +81,10 @@ class _Deliverer:
         self._windows = windows
         #: The request has been answered with an error of ours; what its model still sends is dropped.
         self._failed = False
+
+    def __getattr__(self, name: str) -> Any:
+        """What else the sink has: the trace context of its request."""
+        return getattr(self._sink, name)
 
     def reply(self, request: InferRequest, response: InferResponse, final: bool) -> None:
         if self._failed:

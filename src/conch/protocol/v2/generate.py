@@ -6,7 +6,6 @@ way, and everything else is a parameter for the model. (Triton: docs/protocol/ex
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
@@ -177,7 +176,7 @@ def encode(request: InferRequest, response: InferResponse) -> bytes:
     """The response as one flat JSON object, its keys in alphabetical order. Raises InferError.
 
     A tensor of one element is that element, any other a flat array. Where names collide, tensors win over parameters
-    and both over what the server says.
+    and both over what the server says. Parameters that are NaN or infinite become null.
     """
     form = request.form
     members: dict[str, bytes] = {
@@ -187,16 +186,11 @@ def encode(request: InferRequest, response: InferResponse) -> bytes:
     if request.id:
         members["id"] = _encode(request.id)
     for name, value in (response.parameters or {}).items():
-        members[name] = _plain(value)
+        members[name] = _encode(value)
     for tensor in response.outputs:
         text = Writer(tensor.datatype, len(tensor.data)).write(tensor.data)
         members[tensor.name] = text[1:-1] if math.prod(tensor.shape) == 1 else text
     return b"{" + b",".join([b"%b:%b" % (_encode(key), members[key]) for key in sorted(members)]) + b"}"
-
-
-def _plain(value: Parameter) -> bytes:
-    # The standard library writes NaN and the infinities as Triton does.
-    return json.dumps(value).encode() if isinstance(value, float) else _encode(value)
 
 
 def event(text: bytes) -> bytes:

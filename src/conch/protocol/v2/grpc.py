@@ -20,7 +20,7 @@ from conch.protocol.v2.delivery import Delivery, make_delivery, read_places
 from conch.protocol.v2.grpc_request import RAW_INPUT_CONTENTS, Field, read_varint, unparsable, varint
 from conch.protocol.v2.place import Place
 from conch.protocol.v2.sequence_heads import SequenceHeads
-from conch.types.error import InferError, invalid, unsupported
+from conch.types.error import InferError, internal, invalid, unsupported
 from conch.types.request import InferRequest, Parameter, RequestForm, RequestHead, ResponseSink
 from conch.types.response import InferResponse
 from conch.types.tensor import Buffer, Tensor
@@ -36,6 +36,7 @@ _ID_TAG: Final = 0x1A
 _RAW_INPUT_TAG: Final = 0x3A
 #: The largest message that gRPC clients take.
 MAX_RESPONSE: Final = 2_147_483_647
+_MAX_INT64: Final = (1 << 63) - 1
 
 
 #: For each input as the client orders them, where in a region it lies; None for those that came with the message.
@@ -180,7 +181,7 @@ class GrpcCodec:
     def encode_infer(
         self, request: InferRequest, response: InferResponse, mark: bytes = b""
     ) -> tuple[list[Buffer], int]:
-        """A ModelInferResponse in pieces, and their length in all. Raises InferError when it is too long.
+        """A ModelInferResponse in pieces, and their length in all. Raises InferError when it cannot be sent.
 
         `mark` are fields to put in, as bytes.
         """
@@ -352,18 +353,28 @@ def _response_head(form: RequestForm, outputs: Sequence[Tensor]) -> tuple[bytes,
 
 
 def _parameters(given: dict[str, Parameter]) -> bytes:
+    """Raises InferError (INTERNAL) for a value that protobuf has no room for."""
     message = pb.ModelInferResponse()
     for key, value in given.items():
-        into = message.parameters[key]
-        if isinstance(value, bool):
-            into.bool_param = value
-        elif isinstance(value, int):
-            into.int64_param = value
-        elif isinstance(value, float):
-            into.double_param = value
-        else:
-            into.string_param = value
+        try:
+            _put(message.parameters[key], value)
+        except ValueError as error:
+            raise internal(f"the response's parameter '{key}' cannot be sent over gRPC: {error}") from error
     return message.SerializeToString()
+
+
+def _put(into: pb.InferParameter, value: Parameter) -> None:
+    if isinstance(value, bool):
+        into.bool_param = value
+    elif isinstance(value, int):
+        if value > _MAX_INT64:
+            into.uint64_param = value
+        else:
+            into.int64_param = value
+    elif isinstance(value, float):
+        into.double_param = value
+    else:
+        into.string_param = value
 
 
 _ONE_BYTE: Final = [bytes([size]) for size in range(128)]

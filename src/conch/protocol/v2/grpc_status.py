@@ -41,14 +41,26 @@ STATUS: Final = {
     Code.CANCELLED: Status.CANCELLED,
 }
 
-#: Clients refuse trailers above 8 KiB or so; a message longer than this is cut.
+#: Clients refuse trailers above 8 KiB or so; a message longer than this, in UTF-8 and as it travels, is cut.
 _MAX_MESSAGE: Final = 4096
+_MAX_ENCODED: Final = 7168
 _ESCAPES: Final = [chr(byte) if 0x20 <= byte < 0x7F and byte != 0x25 else f"%{byte:02X}" for byte in range(256)]
 
 
 def percent_encode(message: str) -> bytes:
     """`grpc-message`: UTF-8, with everything but printable ASCII and the percent sign itself as `%XX`."""
     raw = message.encode("utf-8", "replace")
-    if len(raw) > _MAX_MESSAGE:
-        raw = raw[:_MAX_MESSAGE].decode("utf-8", "ignore").encode() + b"..."
+    encoded = _encode(raw[:_MAX_MESSAGE])
+    if len(raw) <= _MAX_MESSAGE and len(encoded) <= _MAX_ENCODED:
+        return encoded
+    length = _MAX_MESSAGE
+    while True:
+        # Between two characters; what is too long becomes shorter in proportion.
+        encoded = _encode(raw[:length].decode("utf-8", "ignore").encode() + b"...")
+        if len(encoded) <= _MAX_ENCODED:
+            return encoded
+        length = length * _MAX_ENCODED // len(encoded)
+
+
+def _encode(raw: bytes) -> bytes:
     return "".join([_ESCAPES[byte] for byte in raw]).encode()

@@ -30,7 +30,7 @@ _INFER_RESPONSE_TAG: Final = b"\x12"
 def encode_response(
     codec: GrpcCodec, request: InferRequest, response: InferResponse, final: bool
 ) -> tuple[list[Buffer], int]:
-    """One response in pieces, and their length in all. Raises InferError when it is too long."""
+    """One response in pieces, and their length in all. Raises InferError when it cannot be sent."""
     parts, size = codec.encode_infer(request, response, _MARKS[final])
     lead = _INFER_RESPONSE_TAG + varint(size)
     parts[0] = lead + parts[0]
@@ -60,7 +60,7 @@ def encode_early_error(text: str, message: Buffer) -> bytes:
         request = pb.ModelInferRequest.FromString(bytes(message))
     except DecodeError as error:
         raise ValueError("not a ModelInferRequest") from error
-    answer = pb.ModelStreamInferResponse(error_message=text)
+    answer = _error(text)
     answer.infer_response.id = request.id
     return answer.SerializeToString()
 
@@ -68,8 +68,13 @@ def encode_early_error(text: str, message: Buffer) -> bytes:
 def encode_late_error(text: str, request: InferRequest, final: bool = True) -> bytes:
     """A request that its model, or the way there, has failed."""
     head = request.form.head
-    answer = pb.ModelStreamInferResponse(error_message=text)
+    answer = _error(text)
     response = answer.infer_response
     response.model_name, response.model_version, response.id = head.model_name, head.model_version, request.id
     response.parameters[_FINAL_KEY].bool_param = final
     return answer.SerializeToString()
+
+
+def _error(text: str) -> pb.ModelStreamInferResponse:
+    # Names of files, and what models say, may hold what UTF-8 has no bytes for.
+    return pb.ModelStreamInferResponse(error_message=text.encode("utf-8", "replace").decode())

@@ -29,7 +29,7 @@ from conch.types.error import InferError, internal, invalid, unsupported
 from conch.types.request import InferRequest, RequestForm, RequestHead, ResponseSink
 from conch.types.tensor import Buffer
 
-#: Heads remembered, and the longest JSON that is remembered as it came.
+#: Heads remembered, and the most text that is remembered of one.
 MAX_LAYOUTS: Final = 1024
 MAX_REMEMBERED: Final = 4096
 
@@ -129,7 +129,9 @@ class JsonCodec:
             layout = self._make_layout(
                 target, Described(asked.id, given, _parsed(asked.parameters), _parsed(asked.outputs))
             )
-            self._remember(key, layout)
+            texts = [asked.parameters, asked.outputs, *[each.parameters for each in inputs]]
+            if sum([len(_text(each)) for each in texts]) <= MAX_REMEMBERED:
+                self._remember(key, layout)
         return asked.id, self._collect(target, layout, inputs, blobs), layout
 
     def _decode_carefully(self, target: Target, text: Buffer, blobs: Buffer) -> tuple[str, tuple[Buffer, ...], Layout]:
@@ -187,10 +189,12 @@ class JsonCodec:
         if pattern is None or pattern.form.generation != self._plane.generation:
             head = RequestHead(target.name, target.version, described.id, input_heads, wishes.names, kept)
             form = self._plane.prepare(head)
-            if len(self._patterns) >= MAX_LAYOUTS:
-                self._patterns.clear()
-            delivery = make_delivery(self._plane, form, wishes.classes, wishes.places)
-            pattern = self._patterns[key] = Pattern(form, wishes, delivery)
+            pattern = Pattern(form, wishes, make_delivery(self._plane, form, wishes.classes, wishes.places))
+            texts = [*kept, *[each for each in kept.values() if isinstance(each, str)], *wishes.names]
+            if sum(map(len, texts)) <= MAX_REMEMBERED:
+                if len(self._patterns) >= MAX_LAYOUTS:
+                    self._patterns.clear()
+                self._patterns[key] = pattern
         return Layout(pattern, sizes, self._make_readers(pattern, inputs, sizes), places)
 
     def _find_places(

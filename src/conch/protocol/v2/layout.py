@@ -67,7 +67,10 @@ class Template:
     def render(
         self, id: str, parameters: dict[str, Parameter] | None, outputs: Sequence[Tensor]
     ) -> tuple[bytes, bytes]:
-        """The response's HTTP head without its closing empty line, and its JSON."""
+        """The response's HTTP head without its closing empty line, and its JSON.
+
+        Parameters that are NaN or infinite become null.
+        """
         if self._constant is not None and not id and not parameters:
             return self._constant
         text = b'{"id":' + _encode(id) + b"," + self._lead if id else b"{" + self._lead

@@ -12,8 +12,14 @@ from conch.protocol.v2.faults import MAX_DEPTH, MAX_WALK, find_fault
 from conch.types.error import InferError, internal, invalid
 
 _TOKENS = re.compile(rb"NaN|Inf")
-#: A string, or a token that the standard library spells in another way.
-_SPELLING = re.compile(r'"(?:[^"\\]|\\.)*"|-NaN|Inf(?!inity)', re.DOTALL)
+#: Tokens that the standard library spells in another way.
+_OTHER = re.compile(r"-NaN|Inf(?!inity)")
+#: One of them, or strings (the last may lack its end) and what lies between them. Never reads a character twice.
+_SPELLING = re.compile(r'(?:"[^"\\]*+(?:\\.[^"\\]*+)*+"?[^"I-]*+)++|-NaN|Inf(?!inity)', re.DOTALL)
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+_WHOLE = re.compile(
+    rb"(?:[^\\]|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\(?!u[dD][89a-fA-F]).)*+", re.DOTALL
+)
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _OFFSET = re.compile(r"\(byte (\d+)\)")
 _REASONS: Final = {
@@ -57,14 +63,24 @@ def parse(text: bytes | bytearray | memoryview) -> Any:
 
 def _parse_slowly(raw: bytes, said: str) -> Any:
     text = raw.decode("utf-8", "surrogateescape")
-    if len(raw) <= MAX_WALK and find_fault(raw) is not None:
-        raise _explain(raw, said)
+    if len(raw) <= MAX_WALK:
+        if find_fault(raw) is not None:
+            raise _explain(raw, said)
+    elif _HALF.search(raw) is not None:
+        _check_pairs(raw)
     try:
-        return json.loads(_SPELLING.sub(_respell, text))
+        return json.loads(_SPELLING.sub(_respell, text) if _OTHER.search(text) else text)
     except RecursionError:
         raise too_deep() from None
     except ValueError:
         raise _explain(raw, said) from None
+
+
+def _check_pairs(raw: bytes) -> None:
+    """Refuse halves of surrogate pairs, which the standard library takes."""
+    match = _WHOLE.match(raw)
+    if match is not None and _HALF.match(raw, match.end()):
+        raise malformed(f"The surrogate pair in string is invalid. at {match.end()}")
 
 
 def _respell(match: re.Match[str]) -> str:

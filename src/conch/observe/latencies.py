@@ -1,0 +1,251 @@
+"""How latencies are distributed, where `--metrics-config` asks for that: quantiles of the last minute, a histogram."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from conch.types.error import InferError
+from conch.types.request import InferRequest, ResponseSink
+from conch.types.response import FINAL, FailedResponse, InferResponse
+
+#: Quantiles and the errors in rank that are allowed, in Triton's order.
+QUANTILES: Final = ((0.5, 0.05), (0.9, 0.01), (0.95, 0.001), (0.99, 0.001), (0.999, 0.001))
+#: Upper ends of the buckets of first responses, in milliseconds.
+FIRST_MS: Final = (100, 500, 2000, 5000)
+_FIRST_NS: Final = tuple([end * 1_000_000 for end in FIRST_MS])
+#: Values are kept by their logarithms, to half a percent; a slot has those of ten seconds, a window has six slots.
+_SCALE: Final = 1 / math.log(1.01)
+_SLOT_NS: Final = 10_000_000_000
+_SLOTS: Final = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What the metrics page says of latencies beyond sums. Ranks are exact, so errors are never larger than allowed."""
+
+    counters: bool = True
+    histograms: bool = False
+    summaries: bool = False
+    quantiles: tuple[tuple[float, float], ...] = QUANTILES
+
+    @property
+    def single(self) -> bool:
+        """Whether single durations are wanted at all, not only their sums."""
+        return self.histograms or self.summaries
+
+
+#: What a server keeps that is asked for nothing more.
+SUMS: Final = Details()
+
+
+def details_of(settings: Sequence[tuple[str, str]]) -> Details:
+    """From the settings of `--metrics-config`; of a setting given twice the last counts. Raises ValueError."""
+    given = dict(settings)
+    quantiles = given.pop("summary_quantiles", None)
+    flags = {name: _flag(name, given.pop(name, default)) for name, default in _FLAGS.items()}
+    if given:
+        raise ValueError(
+            f"--metrics-config: unknown setting '{next(iter(given))}', expected one of {', '.join(_FLAGS)}, "
+            "summary_quantiles"
+        )
+    return Details(
+        flags["counter_latencies"],
+        flags["histogram_latencies"],
+        flags["summary_latencies"],
+        QUANTILES if quantiles is None else _quantiles(quantiles),
+    )
+
+
+_FLAGS: Final = {"counter_latencies": "true", "histogram_latencies": "false", "summary_latencies": "false"}
+
+
+def _flag(name: str, text: str) -> bool:
+    if text.lower() not in ("true", "on", "1", "false", "off", "0"):
+        raise ValueError(f"--metrics-config: {name} must be true or false, got: {text}")
+    return text.lower() in ("true", "on", "1")
+
+
+def _quantiles(text: str) -> tuple[tuple[float, float], ...]:
+    """Of a quantile given twice the last error counts: the page must not have two lines of one name."""
+    found: dict[float, float] = {}
+    try:
+        for each in text.removesuffix(",").split(","):
+            quantile, error = map(float, each.split(":"))
+            found[quantile] = error
+    except ValueError:
+        found = {}
+    if not found or not all(0 <= number <= 1 for pair in found.items() for number in pair):
+        raise ValueError(
+            "--metrics-config: summary_quantiles must be pairs <quantile>:<error> with commas between them, each "
+            f"number from 0 to 1, got: {text}"
+        )
+    return tuple(found.items())
+
+
+class Summary:
+    """Durations: the number and sum of all, and how those of the last minute are distributed. Not locked."""
+
+    __slots__ = ("_slots", "count", "ns")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.ns = 0
+        #: Which ten seconds, and how many values have each logarithm; the newest last.
+        self._slots: list[tuple[int, dict[int, int]]] = []
+
+    def observe(self, ns: int, now_ns: int, count: int = 1) -> None:
+        """So many times this duration; `now_ns` is monotonic."""
+        self.count += count
+        self.ns += ns * count
+        slot = now_ns // _SLOT_NS
+        slots = self._slots
+        if not slots or slots[-1][0] < slot:
+            slots.append((slot, {}))
+            self._forget(slot)
+        place, held = _place(ns), slots[-1][1]
+        held[place] = held.get(place, 0) + count
+
+    def amend(self, ns: int, more: int) -> None:
+        """One that was observed as `ns` has lasted `more` than that."""
+        self.ns += more
+        was, is_now = _place(ns), _place(ns + more)
+        held = next((held for _, held in reversed(self._slots) if held.get(was)), None)
+        if held is not None:
+            held[was] -= 1
+            held[is_now] = held.get(is_now, 0) + 1
+
+    def quantiles_us(self, wanted: Sequence[float], now_ns: int) -> list[float]:
+        """In microseconds; NaN where nothing was observed in the last minute."""
+        self._forget(now_ns // _SLOT_NS)
+        held: dict[int, int] = {}
+        for _, slot in self._slots:
+            for place, count in slot.items():
+                held[place] = held.get(place, 0) + count
+        places = sorted(held)
+        ranks, total = [], 0
+        for place in places:
+            total += held[place]
+            ranks.append(total)
+        if not total:
+            return [math.nan] * len(wanted)
+        found = [places[bisect_left(ranks, max(1, math.ceil(each * total)))] for each in wanted]
+        return [0.0 if place < 0 else round(math.exp((place - 0.5) / _SCALE) / 1000, 3) for place in found]
+
+    def _forget(self, slot: int) -> None:
+        while self._slots and self._slots[0][0] <= slot - _SLOTS:
+            del self._slots[0]
+
+
+def _place(ns: int) -> int:
+    return math.ceil(math.log(ns) * _SCALE) if ns > 0 else -1
+
+
+class Latencies:
+    """Of one model version, from its load on. Any thread. Errors count for nothing: to fail fast is not to be fast."""
+
+    def __init__(self, details: Details, *, decoupled: bool) -> None:
+        self.details = details
+        self._decoupled = decoupled
+        self._lock = threading.Lock()
+        self.request = Summary()
+        self.queue = Summary()
+        self.compute_input = Summary()
+        self.compute_infer = Summary()
+        self.compute_output = Summary()
+        self._compute = (self.compute_input, self.compute_infer, self.compute_output)
+        self.cache_hit = Summary()
+        self.cache_miss = Summary()
+        #: How many first responses came within each of `FIRST_MS`, and later, and the sum of their times; None where
+        #: nobody asks.
+        self.first = [0] * (len(FIRST_MS) + 1) if details.histograms else None
+        self.first_ns = 0
+
+    def executed(self, requests: Sequence[InferRequest], start_ns: int, compute: Sequence[int], end_ns: int) -> None:
+        """As `ModelStats.executed`; `compute` is input, inference and output in nanoseconds, empty of hits."""
+        if not requests:
+            return
+        with self._lock:
+            if not self._decoupled:
+                for request in requests:
+                    self._first(end_ns - request.received_ns)
+            if not self.details.summaries:
+                return
+            for request in requests:
+                self.request.observe(end_ns - request.received_ns, end_ns)
+                self.queue.observe(start_ns - request.queued_ns, end_ns)
+            for summary, ns in zip(self._compute, compute, strict=False):
+                summary.observe(ns, end_ns, len(requests))
+
+    def composed_more(self, compute: Sequence[int], before: Sequence[int]) -> None:
+        """As `ModelStats.composed_more`."""
+        if self.details.summaries:
+            with self._lock:
+                for summary, more, ns in zip(self._compute, compute, before, strict=True):
+                    summary.amend(ns, more)
+
+    def hit(self, requests: Sequence[InferRequest], found_ns: int, end_ns: int, hit_ns: int) -> None:
+        self.executed(requests, found_ns, (), end_ns)
+        if self.details.summaries:
+            with self._lock:
+                self.cache_hit.observe(hit_ns, end_ns, len(requests))
+
+    def missed(self, ns: int, now_ns: int) -> None:
+        if self.details.summaries:
+            with self._lock:
+                self.cache_miss.observe(ns, now_ns)
+
+    def watch(self, request: InferRequest) -> None:
+        """The scheduler has taken `request`: its first response is to be timed if its model may answer more often."""
+        if self._decoupled and self.first is not None:
+            request.sink = _FirstSink(request.sink, self)
+
+    def responded_first(self, ns: int) -> None:
+        """A request has had its first response, so long after it had come."""
+        with self._lock:
+            self._first(ns)
+
+    def _first(self, ns: int) -> None:
+        if self.first is not None:
+            self.first[bisect_left(_FIRST_NS, ns)] += 1
+            self.first_ns += ns
+
+    def shown(self, summary: Summary, now_ns: int) -> tuple[int, int, list[float]]:
+        """Count, sum in microseconds and quantiles of one of the summaries."""
+        with self._lock:
+            quantiles = summary.quantiles_us([each for each, _ in self.details.quantiles], now_ns)
+            return summary.count, summary.ns // 1000, quantiles
+
+
+def latencies_of(details: Details, *, decoupled: bool) -> Latencies | None:
+    """Of a version that is loaded; None where sums are enough."""
+    return Latencies(details, decoupled=decoupled) if details.single else None
+
+
+class _FirstSink:
+    """Times the first response; everything else is the sink's that it stands for."""
+
+    __slots__ = ("_inner", "_latencies", "_waits")
+
+    def __init__(self, inner: ResponseSink, latencies: Latencies) -> None:
+        self._inner = inner
+        self._latencies = latencies
+        self._waits = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def reply(self, request: InferRequest, response: InferResponse, final: bool) -> None:
+        if self._waits and response is not FINAL:
+            self._waits = False
+            if not isinstance(response, FailedResponse):
+                self._latencies.responded_first(time.monotonic_ns() - request.received_ns)
+        self._inner.reply(request, response, final)
+
+    def fail(self, request: InferRequest, error: InferError) -> None:
+        self._inner.fail(request, error)
