@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -163,6 +164,11 @@ def test_a_taken_port(server: Server, tmp_path: Path, listener: str) -> None:
                 "--grpc-address=127.0.0.1", *flags)  # fmt: skip
     assert ended.returncode == 1
     assert f"Socket '127.0.0.1:{ports[listener]}' already in use " in ended.stderr
+
+
+def test_the_command_is_there_without_its_script() -> None:
+    told = subprocess.check_output([sys.executable, "-m", "conch", "version"], text=True, timeout=60)
+    assert told.startswith("conch ")
 
 
 def test_wrong_flags() -> None:

@@ -238,7 +238,7 @@ def test_a_call_joins_the_trace_of_its_own_request(tmp_path: Path) -> None:
     with served(tmp_path, model_source(execute), make_spec(decoupled=True), models=models) as model:
         batch = [model.request(np.ones((1, 2), np.float32)) for _ in range(3)]
         for number, each in enumerate(batch[1:], 1):
-            each.trace = type("Trace", (), {"context": f"trace {number}", "executed": lambda *_: None})()
+            each.trace = type("Trace", (), {"context": f"trace {number}", "state": "", "executed": lambda *_: None})()
         model.start(batch)
         models.wait(lambda: len(models.requests) == 1)
         sink = batch[1].sink

@@ -159,8 +159,8 @@ class Downloads:
             for each in coming:
                 self._ask_for(bucket, cache, each, under_way)
             while under_way or checking:
-                done, _ = wait([*under_way, *checking], timeout=1.0, return_when=FIRST_COMPLETED)
-                for future in done:
+                wait([*under_way, *checking], timeout=1.0, return_when=FIRST_COMPLETED)
+                for future in [each for each in (*under_way, *checking) if each.done()]:
                     if future in under_way:
                         each = under_way.pop(future)
                         progress.got += future.result()
@@ -183,9 +183,11 @@ class Downloads:
         finally:
             for each in coming:
                 each.failed = True
-            for future in (*under_way, *checking):
-                future.cancel()
-            wait([*under_way, *checking])
+            # What is cancelled never runs; what runs sees `failed`. A pool that is shut down cancels without telling
+            # those who wait.
+            left = [future for future in (*under_way, *checking) if not future.cancel()]
+            while left := [future for future in left if not future.done()]:
+                wait(left, timeout=1.0)
         return here
 
     def _ask_for(
