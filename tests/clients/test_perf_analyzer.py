@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,7 +96,11 @@ def analyze(server: Server, place: Path, *options: str, model: str = "floats", c
             command, capture_output=True, text=True, timeout=100, check=False, stdin=subprocess.DEVNULL
         )
     except subprocess.TimeoutExpired as late:
-        raise AssertionError(f"{' '.join(options)}: no end\n{late.stdout}\n{server.stacks()[-20_000:]}") from None
+        # Whether the server has answered all it was asked, or the tool waits for itself.
+        with urllib.request.urlopen(f"http://{server.http}/v2/models/{model}/stats") as answer:
+            counted = answer.read()[:300]
+        told = f"{' '.join(options)}: no end\n{late.stdout}\n{counted}\n{server.stacks()[-20_000:]}"
+        raise AssertionError(told) from None
     said = done.stdout + done.stderr
     assert done.returncode == 0, f"{' '.join(options)}: exit code {done.returncode}\n{said}\n{server.log[-2000:]}"
     rows = list(csv.DictReader(report.read_text().splitlines()))
