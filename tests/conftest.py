@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +15,10 @@ for place in (TESTS, TESTS.parent / "bench"):
         sys.path.insert(0, str(place))
 # bench/triton is no package: libraries that look for the compiler of that name (PyTorch) would take it for one.
 sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
+
+# Whoever runs the tests in the background of a script has them ignore Ctrl-C, and all that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says something of the machine alone. The rest is Hypothesis' own choice, which under CI is
 # the same examples every time.
