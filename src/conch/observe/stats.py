@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Protocol
@@ -142,19 +141,12 @@ class ModelStats:
         self.traced = False
         #: Whether any request has had a meter: only then are requests asked for theirs.
         self.metered = False
-        #: Instances that are being warmed up.
-        self._warming = 0
+        #: Whether there have been requests that are no client's: only then are they looked for.
+        self._warms = False
 
-    @contextlib.contextmanager
-    def warming(self) -> Iterator[None]:
-        """Meanwhile requests whose form's `model` is WARMUP are not counted."""
-        with self._lock:
-            self._warming += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._warming -= 1
+    def warm(self) -> None:
+        """From now on requests whose form's `model` is WARMUP are not counted, however late an instance counts them."""
+        self._warms = True
 
     def executed(
         self,
@@ -172,7 +164,7 @@ class ModelStats:
         `start_ns` is when the instance took the batch, `input_end_ns` when its inputs were ready, `output_start_ns`
         when the model was done and `end_ns` when the last answer had been handed to its sink.
         """
-        if self._warming:
+        if self._warms:
             requests, failed = _counted(requests), _counted(failed)
             if not requests and not failed:
                 return
@@ -252,7 +244,7 @@ class ModelStats:
     ) -> None:
         """A decoupled model has returned from an execution of `requests`, which are answered on their own."""
         execution.input_end_ns, execution.output_start_ns, execution.end_ns = input_end_ns, output_start_ns, end_ns
-        if self._warming:
+        if self._warms:
             requests = _counted(requests)
             if not requests:
                 return
@@ -264,7 +256,7 @@ class ModelStats:
 
     def answered(self, request: InferRequest, execution: Execution, end_ns: int) -> None:
         """A decoupled model has sent the final response of `request`, at `end_ns`, maybe before it has returned."""
-        if self._warming and request.form.model is WARMUP:
+        if self._warms and request.form.model is WARMUP:
             return
         start, input_end = execution.start_ns, execution.input_end_ns or execution.start_ns
         output_start = execution.output_start_ns or end_ns
@@ -367,7 +359,7 @@ class ModelStats:
 
     def failed(self, requests: Sequence[InferRequest], reason: Reason, now_ns: int) -> None:
         """These requests were answered with an error."""
-        if self._warming:
+        if self._warms:
             requests = _counted(requests)
         if not requests:
             return

@@ -54,9 +54,10 @@ class Gatekeeper:
         if not seen:
             log.warning("model '%s': no recent requests, its gate lets version %d through", new.name, new.version)
             return
-        with old.stats.warming(), new.stats.warming():
-            trial = _Trial(self._prepare, self._clock, gate, old, new)
-            trial.run(seen)
+        old.stats.warm()
+        new.stats.warm()
+        trial = _Trial(self._prepare, self._clock, gate, old, new)
+        trial.run(seen)
         trial.judge()
         if before is not None and after is not None:
             after.inherit(before)

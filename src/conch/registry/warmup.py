@@ -47,17 +47,17 @@ class Warmup:
         if not self._samples:
             return
         begun = time.monotonic()
-        with self._stats.warming():
-            for sample in self._samples:
-                if sample.size > max(1, self._most):
-                    text = f"batch size {sample.size} for '{name}', max allowed is {self._most}; "
-                    raise _failed(sample, text * sample.size, "lower the sample's batch_size")
-                for turn in range(sample.times):
-                    log.debug(
-                        "model '%s' instance %s is running warmup sample '%s' for iteration %d",
-                        self._model, name, sample.name, turn + 1,
-                    )  # fmt: skip
-                    self._execute(instance, sample)
+        self._stats.warm()
+        for sample in self._samples:
+            if sample.size > max(1, self._most):
+                text = f"batch size {sample.size} for '{name}', max allowed is {self._most}; "
+                raise _failed(sample, text * sample.size, "lower the sample's batch_size")
+            for turn in range(sample.times):
+                log.debug(
+                    "model '%s' instance %s is running warmup sample '%s' for iteration %d",
+                    self._model, name, sample.name, turn + 1,
+                )  # fmt: skip
+                self._execute(instance, sample)
         log.info(
             "model '%s' instance %s is warm after %d samples in %.3f s",
             self._model, name, len(self._samples), time.monotonic() - begun,
