@@ -87,7 +87,6 @@ def test_files_that_change_while_they_are_served(tmp_path: Path) -> None:
     path = write_ir(tmp_path, network(with_weights(), tmp_path))
     served = serve(tmp_path)
     path.with_suffix(".bin").write_bytes(b"")
-    # 3 rows are none of the sizes that the model is compiled for at once.
     (answer,) = served.run(served.request({"x": np.ones((3, 2), np.float32)}))
     assert isinstance(answer, dict)
     assert set(np.frombuffer(answer["y"].data, np.float32)) == {2.0}

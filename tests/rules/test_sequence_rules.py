@@ -255,6 +255,55 @@ def test_a_request_that_was_dropped_ends_its_sequence() -> None:
     assert "must specify the START flag" in refusal(bench, 1)
 
 
+@pytest.mark.parametrize("ends", [0, END])
+def test_an_id_is_free_when_what_runs_of_it_is_answered(ends: int) -> None:
+    """A sequence is dropped while a request of it runs: the next of its id waits for that one, and is not dropped with
+    it."""
+    bench = Bench("direct { }", instances=2)
+    running = bench.send(1, START, 1)
+    bench.loop.settle()
+    gone = bench.send(1, ends, 2)
+    gone.form.withdraw(gone)
+    bench.loop.settle()
+    assert "must specify the START flag" in refusal(bench, 1)
+    again, after = bench.send(1, START, 10), bench.send(1, END, 20)
+    running.form.withdraw(running)
+    bench.loop.settle()
+    assert values(bench) == [[1]]
+    bench.finish(error=InferError(Code.CANCELLED, ""))
+    bench.drain()
+    assert [bench.sink.of[each] for each in (again, after)] == [10, 30]
+    assert bench.scheduler.sequences() == 0
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_cancelled_end_is_the_matter_of_its_sequence_alone(lost: bool) -> None:
+    """The next sequence of the same id waits for it, and goes on."""
+    bench = Bench(OLDEST)
+    end = bench.send(1, START | END, 1)
+    bench.loop.settle()
+    again = bench.send(1, START, 10)
+    end.form.withdraw(end)
+    bench.loop.settle()
+    bench.finish(error=InferError(Code.CANCELLED, "") if lost else None)
+    bench.drain()
+    assert bench.sink.of[again] == 10
+
+
+def test_the_next_of_a_dropped_id_takes_its_turn_behind_the_backlog() -> None:
+    """It is another sequence, which came later than those that wait for a slot."""
+    bench = Bench("direct { }", batch=1)
+    bench.send(1, START, 1)
+    bench.loop.settle()
+    gone = bench.send(1, 0, 2)
+    bench.send(2, START | END, 100)
+    gone.form.withdraw(gone)
+    bench.loop.settle()
+    bench.send(1, START | END, 10)
+    bench.drain()
+    assert values(bench) == [[1], [100], [10]]
+
+
 def test_a_model_that_says_cancelled_has_failed() -> None:
     """Nobody has cancelled the request: as after any error the sequence goes on."""
     bench = Bench(OLDEST + STATE)

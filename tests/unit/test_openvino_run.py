@@ -16,9 +16,9 @@ from google.protobuf import text_format
 from onnx import helper
 
 from conch.backend.api import Placement
-from conch.backend.openvino import pieces
-from conch.backend.openvino.network import compile_network, make_core, measure
-from conch.backend.openvino.pieces import LEAST_WORK
+from conch.backend.openvino import branches
+from conch.backend.openvino.branches import LEAST_WORK, measure
+from conch.backend.openvino.network import compile_network, make_core
 from conch.backend.openvino.plan import Plan, plan_model
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types import dtype
@@ -86,15 +86,28 @@ def test_strings_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", range(10))
-@pytest.mark.parametrize("least", [0, LEAST_WORK], ids=["sizes", "any"])
+@pytest.mark.parametrize("least", [0, LEAST_WORK], ids=["branches", "any"])
 def test_batches_of_every_size(tmp_path: Path, rows: int, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Below, at and between the sizes that the model is compiled for, one request after the other or as one."""
-    monkeypatch.setattr(pieces, "LEAST_WORK", least)
+    """Sizes with a branch and others, one request after the other or as one."""
+    monkeypatch.setattr(branches, "LEAST_WORK", least)
     served = serve(tmp_path, wide(3), config("max_batch_size: 16"))
     sent = np.arange(rows * 3, dtype=np.float32).reshape(rows, 3)
     np.testing.assert_array_equal(values(ask(served, x=sent)["y"]), sent + 1)
     answers = served.run(*[served.request({"x": each[np.newaxis]}) for each in sent])
     assert [values(answer["y"])[0].tolist() for answer in answers if isinstance(answer, dict)] == (sent + 1).tolist()
+
+
+@pytest.mark.parametrize("rows", range(1, 7))
+def test_branches_keep_ports_apart(tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several inputs and outputs, one of which is an input as it came: each has its place in every branch."""
+    monkeypatch.setattr(branches, "LEAST_WORK", 0)
+    pair = {name: (dtype.FP32, ["n", 2]) for name in ("a", "b")}
+    nodes = [helper.make_node("Sub", ["a", "b"], ["difference"]), helper.make_node("Identity", ["b"], ["same"])]
+    served = serve(tmp_path, graph(nodes, pair, {name: (dtype.FP32, ["n", 2]) for name in ("same", "difference")}))
+    a, b = np.arange(rows * 4, dtype=np.float32).reshape(2, rows, 2)
+    answer = ask(served, a=a, b=b * b)
+    np.testing.assert_array_equal(values(answer["same"]), b * b)
+    np.testing.assert_array_equal(values(answer["difference"]), a - b * b)
 
 
 def test_only_wanted_outputs_are_answered(tmp_path: Path) -> None:
@@ -260,7 +273,7 @@ def test_what_the_model_refuses(tmp_path: Path) -> None:
 
 def test_cancelled_requests_do_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that nobody waits for is left out, and the others of its piece are answered."""
-    monkeypatch.setattr(pieces, "LEAST_WORK", 0)
+    monkeypatch.setattr(branches, "LEAST_WORK", 0)
     served = serve(tmp_path, wide(2))
     requests = [served.request({"x": np.full((1, 2), number, np.float32)}) for number in range(4)]
     requests[1].cancelled = True

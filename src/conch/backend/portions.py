@@ -100,16 +100,7 @@ class Portions:
         """
         total = sum(rows)
         size = self.size(total, max(rows, default=1))
-        if size == total:
-            return [len(rows)]
-        counts, count, filled = [], 0, 0
-        for each in rows:
-            if count and filled + each > size:
-                counts.append(count)
-                count, filled = 0, 0
-            count += 1
-            filled += each
-        return [*counts, count]
+        return [len(rows)] if size == total else cut(rows, size)
 
     def _looked_at(self, sizes: Sequence[int], best: int) -> int:
         """The one of `sizes` that it is time to look at again; 0 for none."""
@@ -130,6 +121,18 @@ class Portions:
         if cost is None:
             cost = self._costs[rows] = Cost()
         return cost
+
+
+def cut(rows: Sequence[int], most: int) -> list[int]:
+    """How many requests, in order, make a run of at most so many rows; a request of more is a run of its own."""
+    counts, count, filled = [], 0, 0
+    for each in rows:
+        if count and filled + each > most:
+            counts.append(count)
+            count, filled = 0, 0
+        count += 1
+        filled += each
+    return [*counts, count] if count else counts
 
 
 def may_cut(config: ModelConfig) -> bool:

@@ -7,6 +7,7 @@ import threading
 from typing import Any, Final
 
 from conch.backend.api import Host, ModelFiles, Placement
+from conch.backend.openvino.branches import measure, sizes_for, with_branches
 from conch.backend.openvino.compiled import Compiled, Source
 from conch.backend.openvino.complete import complete_config, needs_file
 from conch.backend.openvino.instance import OpenvinoInstance
@@ -14,11 +15,9 @@ from conch.backend.openvino.network import (
     convert_types,
     find_model,
     make_core,
-    measure,
     read_network,
     shape_network,
 )
-from conch.backend.openvino.pieces import sizes_for
 from conch.backend.openvino.plan import Plan, plan_model
 from conch.backend.openvino.signature import read_signature
 from conch.config.sequence_tensors import with_hidden_entries
@@ -55,18 +54,20 @@ class OpenvinoBackend:
         entries = with_hidden_entries(config)
         signature = shape_network(entries, plan, network)
         network = convert_types(entries, signature, network)
-        sizes = _sizes(config, plan, network)
-        return OpenvinoModel(config, spec, plan, Source(core, network, signature, sizes), host.cpus, stats)
+        network, most = _branched(config, plan, network)
+        return OpenvinoModel(config, spec, plan, Source(core, network, signature, most), host.cpus, stats)
 
 
-def _sizes(config: ModelConfig, plan: Plan, network: Any) -> tuple[int, ...]:
-    if plan.fixed_batch or config.max_batch_size == 0:
-        return ()
+def _branched(config: ModelConfig, plan: Plan, network: Any) -> tuple[Any, int]:
+    """The network with branches for the batch sizes that come most, where that pays, and the rows of the largest."""
+    if plan.fixed_batch or plan.device != "CPU" or config.max_batch_size == 0:
+        return network, 0
     try:
-        return sizes_for(config.max_batch_size, *measure(network))
+        sizes = sizes_for(config.max_batch_size, *measure(network))
+        return (with_branches(network, sizes), sizes[0]) if sizes else (network, 0)
     except InferError:
         # It takes batches, but not every size.
-        return ()
+        return network, 0
 
 
 class OpenvinoModel:
@@ -98,9 +99,7 @@ class OpenvinoModel:
             if self._compiled is None:
                 self._compiled = Compiled(self._name, self._source, self._plan, self._cpus, placement.instances)
         rows = self._spec.max_batch_size if self._plan.fixed_batch else 0
-        return OpenvinoInstance(
-            self._spec, self._source.signature, self._compiled, self._stats, rows=rows, pad=self._plan.pad
-        )
+        return OpenvinoInstance(self._spec, self._compiled, self._stats, rows=rows, pad=self._plan.pad)
 
     def ready(self) -> bool:
         return True

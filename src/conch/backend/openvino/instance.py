@@ -12,8 +12,8 @@ import numpy as np
 from conch.backend.batch import Batch, Shape
 from conch.backend.openvino.compiled import Compiled
 from conch.backend.openvino.network import runtime, runtime_error
-from conch.backend.openvino.pieces import split
-from conch.backend.openvino.signature import ELEMENTS, Signature, Slot, find_slot
+from conch.backend.openvino.signature import ELEMENTS, Slot, find_slot
+from conch.backend.portions import cut
 from conch.observe.stats import ModelStats
 from conch.types.dtype import INT64, UINT64
 from conch.types.error import InferError, internal
@@ -32,52 +32,44 @@ _MOST: Final = (1 << 31) - 1
 class OpenvinoInstance:
     """One caller of a compiled network; instances run in threads of their own, each on its stream."""
 
-    def __init__(
-        self, spec: ModelSpec, signature: Signature, network: Compiled, stats: ModelStats, *, rows: int, pad: bool
-    ) -> None:
+    def __init__(self, spec: ModelSpec, network: Compiled, stats: ModelStats, *, rows: int, pad: bool) -> None:
         """`rows` is the model's fixed batch, 0 for any; `pad` whether missing rows are made up."""
         ov = runtime()
         self._spec = spec
         self._stats = stats
-        self._network = network
+        self._most = network.most
+        self._request = network.request()
         self._tensor = ov.Tensor
         self._rows = rows
         self._pad = pad
-        #: By compiled batch size, 0 for any.
-        self._requests: dict[int, Any] = {}
-        self._sizes = network.sizes
         #: By position in the spec: the model's port, its type, and whether it is a scalar.
-        self._inputs = [_port(ov, each, signature.inputs) for each in spec.inputs]
-        self._outputs = {each.name: _port(ov, each, signature.outputs) for each in spec.outputs}
+        self._inputs = [_port(ov, each, network.signature.inputs) for each in spec.inputs]
+        self._outputs = {each.name: _port(ov, each, network.signature.outputs) for each in spec.outputs}
         #: Positions of inputs that may hold more than the device computes with.
         self._narrow = {
             position
             for position, each in enumerate(spec.inputs)
             if network.on_cpu and (each.datatype is INT64 or each.datatype is UINT64)
         }
-        first = [self._request(size) for size in self._sizes or (0,)]
         #: A model with a memory keeps it in the infer request; requests must not see one another's.
-        self._remembers = bool(first[0].query_state())
+        self._remembers = bool(self._request.query_state())
 
     def run(self, batch: Sequence[InferRequest]) -> None:
         """Execute and settle every request; what goes wrong goes to all of them. Never raises."""
-        if not self._sizes:
-            self._execute(batch, 0)
+        if not self._most:
+            self._execute(batch)
             return
         begin = 0
-        for count, size in split([request.form.rows for request in batch], self._sizes):
-            self._execute(batch[begin : begin + count], size)
+        for count in cut([request.form.rows for request in batch], self._most):
+            self._execute(batch[begin : begin + count])
             begin += count
 
-    def _execute(self, batch: Sequence[InferRequest], size: int) -> None:
+    def _execute(self, batch: Sequence[InferRequest]) -> None:
         work = Batch(self._spec, batch, self._stats)
         if not work.requests:
             return
-        if work.rows != size:
-            # One of a compiled size was left out, nobody waits for it any more.
-            size = 0
+        request = self._request
         try:
-            request = self._request(size)
             # OpenVINO reads the arrays where they are: they have to live until it has run.
             kept = self._give(work, request)
         except (InferError, ValueError) as error:
@@ -104,14 +96,8 @@ class OpenvinoInstance:
         finally:
             del kept
 
-    def _request(self, size: int) -> Any:
-        request = self._requests.get(size)
-        if request is None:
-            request = self._requests[size] = self._network.request(size)
-        return request
-
     def close(self) -> None:
-        self._requests.clear()
+        self._request = None
 
     def _give(self, work: Batch, request: Any) -> list[np.ndarray[Any, Any]]:
         """Set every input of the infer request; the arrays that hold them."""

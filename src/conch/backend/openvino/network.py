@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 from pathlib import Path
 from typing import Any, Final
@@ -19,8 +18,6 @@ from conch.types.error import Code, InferError, internal, invalid
 _LOG: Final = logging.getLogger(__name__)
 #: The formats that OpenVINO reads, by the names that Triton's documentation gives to files.
 _FILES: Final = ("model.xml", "model.onnx", "model.pdmodel", "model.tflite", "model.saved_model", "model.savedmodel")
-#: Convolutions, and how many dimensions their kernels have for output channels (and groups).
-_CONVOLUTIONS: Final = {"Convolution": 1, "GroupConvolution": 2}
 #: What says where in OpenVINO's sources something was thrown.
 _PLACES: Final = re.compile(
     r"Exception from \S+:\d+:|Check '.*?' failed at \S+:\d+:|While validating node .*?friendly_name '.*?':", re.DOTALL
@@ -131,39 +128,6 @@ def compile_network(model: str, core: Any, plan: Plan, network: Any, cpus: int, 
         return core.compile_model(network, plan.device, properties)
     except RuntimeError as error:
         raise runtime_error("loading model", error) from None
-
-
-def measure(network: Any) -> tuple[int, int]:
-    """Bytes of weights, and multiply-adds of all convolutions for one row; 0 where inputs have dimensions of any size.
-
-    Raises InferError where the model does not take one row.
-    """
-    shapes = [port.get_partial_shape() for port in network.inputs]
-    if not all(shape.rank.is_static and all(each.is_static for each in list(shape)[1:]) for shape in shapes):
-        return 0, 0
-    nodes = with_rows(network, 1).get_ops()
-    constants = [node.output(0) for node in nodes if node.get_type_name() == "Constant"]
-    weights = sum([math.prod(each.get_shape()) * each.get_element_type().size for each in constants])
-    return int(weights), sum([_work(node) for node in nodes if node.get_type_name() in _CONVOLUTIONS])
-
-
-def _work(node: Any) -> int:
-    """Of a convolution: each output element sums over the input channels (of its group) and the kernel."""
-    output, kernel = node.output(0).get_partial_shape(), node.input_value(1).get_partial_shape()
-    if output.is_dynamic or kernel.is_dynamic:
-        return 0
-    per_element = list(kernel.to_shape())[_CONVOLUTIONS[node.get_type_name()] :]
-    return int(math.prod(output.to_shape()) * math.prod(per_element))
-
-
-def with_rows(network: Any, rows: int) -> Any:
-    """A copy for batches of so many rows; it shares the weights. Raises InferError."""
-    made = network.clone()
-    try:
-        made.reshape({index: [rows, *list(port.get_partial_shape())[1:]] for index, port in enumerate(network.inputs)})
-    except RuntimeError as error:
-        raise runtime_error("setting batch size", error) from None
-    return made
 
 
 def runtime_error(doing: str, error: Exception) -> InferError:
