@@ -30,8 +30,8 @@ check: $(INSTALLED) lint ## lint, types, layers and the fast tests: less than a 
 test: $(INSTALLED) tools lint ## everything, as in CI
 	$(PYTEST)
 
-test-gpu: $(INSTALLED) ## the tests that need an NVIDIA GPU, and what is there; says so where there is none
-	@sh .ci/test-gpu.sh $(VENV)
+test-gpu: $(INSTALLED) ## the tests that need an NVIDIA GPU, with the frameworks for it; says so where there is none
+	@FRAMEWORKS=install sh .ci/test-gpu.sh $(VENV)
 
 bench: $(INSTALLED) ## Conch beside the real Triton, about 18 minutes (ARGS=--quick: five)
 	bench/triton/setup.sh

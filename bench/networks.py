@@ -15,6 +15,8 @@ import numpy as np
 
 from models import BLOCKS, CLASSES
 
+#: The largest batch of the models that need a config.
+ROWS = 8
 WIDTH, HEADS, LAYERS, WORDS, LENGTH = 256, 4, 2, 30_522, 128
 
 
@@ -116,7 +118,8 @@ NETWORKS = (
 def write_networks(root: Path, network: Network) -> None:
     """The network as models `<network>_onnx`, `<network>_torch` and `<network>_openvino`, with default settings.
 
-    ONNX and OpenVINO need no config; TorchScript does not know the shapes of its tensors, so its config says them.
+    ONNX and OpenVINO need no config; TorchScript does not know the shapes of its tensors, so its config says them, and
+    the batch: as many rows as the framework alone is tried with.
     """
     import openvino as ov
     import torch
@@ -140,7 +143,7 @@ def write_networks(root: Path, network: Network) -> None:
     ov.save_model(ov.Core().read_model(file), places["openvino"] / "1" / "model.xml", compress_to_fp16=False)
     dims = ", ".join(["-1"] * len(network.shape) if network.free else map(str, network.shape))
     (places["torch"] / "config.pbtxt").write_text(
-        'platform: "pytorch_libtorch" max_batch_size: 4 dynamic_batching { }\n'
+        f'platform: "pytorch_libtorch" max_batch_size: {ROWS} dynamic_batching {{ }}\n'
         f'input {{ name: "INPUT__0" data_type: TYPE_{network.datatype} dims: [ {dims} ] }}\n'
         f'output {{ name: "OUTPUT__0" data_type: TYPE_FP32 dims: {network.outputs} }}\n'
     )

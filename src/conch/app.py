@@ -24,6 +24,7 @@ from conch.config.server import ServerOptions
 from conch.config.traffic import read_file
 from conch.gpus import Gpus
 from conch.listeners import Listeners
+from conch.memory.pinned import PinnedPool
 from conch.memory.regions import Regions
 from conch.observe import loads, log, metrics, tracing
 from conch.observe import traffic as traffic_page
@@ -233,11 +234,13 @@ class Server:
         ) -> Scheduler:
             return build_scheduler(config, instances, stats, post, timer.later, sequences)
 
+        pinned = PinnedPool(options.gpu.pinned_bytes)
+
         def host(backend: str) -> Host:
             # Models of Python-based backends are Python models.
             also = options.backend.get("python", {}) if self._backends.is_python(backend) else {}
             settings = {**options.backend.get("", {}), **also, **options.backend.get(backend, {})}
-            return Host(loop, settings, cpus(), models, self._families)
+            return Host(loop, settings, cpus(), models, self._families, pinned)
 
         def prepare_step(member: Version, head: RequestHead) -> RequestForm:
             # The data plane is made after the registry, and before the first model is loaded.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from conch.config.gpus import Absent, Gpu, read_gpus, usable
-from conch.config.server import ServerOptions
+from conch.config.gpus import Absent, Gpu, cut_short, read_gpus, usable, visible_devices
+from conch.config.server import GpuOptions, ServerOptions
 from conch.observe.gpu import GpuGauges, GpuWatch, Nvml, load_limit, open_nvml
 from conch.types.error import invalid
 
@@ -16,9 +16,15 @@ _log = logging.getLogger("conch")
 class Gpus:
     """Nothing is asked of a driver before `find`."""
 
-    def __init__(self, options: ServerOptions, read: Callable[[], list[Gpu]] = read_gpus) -> None:
+    def __init__(
+        self, options: ServerOptions, read: Callable[[], list[Gpu]] | None = None, visible: str | None = None
+    ) -> None:
+        """`visible` is CUDA_VISIBLE_DEVICES, the process's own unless `read` is given."""
         self._options = options
-        self._read = read
+        self._visible = visible_devices() if read is None else visible
+        self._read = read or (lambda: read_gpus(visible=self._visible))
+        #: How many the driver shows, also those that models may not use.
+        self._shown = 0
         self._found: list[Gpu] = []
         self._nvml: Nvml | None = None
         self._gauges: GpuGauges | None = None
@@ -36,11 +42,16 @@ class Gpus:
                 level = logging.WARNING if absent.broken else logging.DEBUG
                 _log.log(level, "models run on the CPU: %s", absent)
             else:
+                self._shown = len(read)
                 self._found = usable(read, options)
+                if missed := cut_short(self._visible, len(read)):
+                    _log.warning("%s", missed)
                 self._tell_dropped(read)
         for gpu in self._found:
             _log.info("GPU %d: %s, compute capability %.1f", gpu.device, gpu.name, gpu.capability)
         self._limit()
+        if not self._found and options.pinned_bytes != GpuOptions().pinned_bytes:
+            _log.warning("--pinned-memory-pool-byte-size has no effect: there is no GPU for models")
         return self._found
 
     def _tell_dropped(self, read: list[Gpu]) -> None:
@@ -60,7 +71,14 @@ class Gpus:
         if nvml is None:
             return
         for gpu in self._found:
-            _log.info("Collecting metrics for GPU %d: %s", gpu.device, gpu.name)
+            if gpu.device in nvml.devices:
+                _log.info("Collecting metrics for GPU %d: %s", gpu.device, gpu.name)
+        if self._visible is None and nvml.count() > self._shown:
+            _log.info(
+                "the driver has %d GPUs and shows %d to this process: of those that MIG divides it may show one part "
+                "alone, others are for servers of their own with CUDA_VISIBLE_DEVICES=MIG-<uuid> (nvidia-smi -L)",
+                nvml.count(), self._shown,
+            )  # fmt: skip
         self._gauges = GpuGauges(nvml)
         self._watch = GpuWatch(self._gauges, options.interval_ms / 1000)
         self._watch.start()

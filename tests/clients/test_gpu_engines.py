@@ -65,6 +65,28 @@ def test_an_engine_is_served(tmp_path: Path) -> None:
             np.testing.assert_array_equal(ask(server, "double", "y", x), x * 2)
 
 
+def test_engines_hand_tensors_on(tmp_path: Path) -> None:
+    """What one engine has computed stays on the GPU for the next; any batch size, with recorded graphs too."""
+    for name, graphs in (("first", "true"), ("second", "false")):
+        (tmp_path / name / "1").mkdir(parents=True)
+        (tmp_path / name / "1" / "model.plan").write_bytes(doubling_engine())
+        (tmp_path / name / "config.pbtxt").write_text(f"optimization {{ cuda {{ graphs: {graphs} }} }}")
+    (tmp_path / "e" / "1").mkdir(parents=True)
+    (tmp_path / "e" / "config.pbtxt").write_text(
+        'platform: "ensemble" max_batch_size: 8\n'
+        'input { name: "x" data_type: TYPE_FP32 dims: 4 } output { name: "y" data_type: TYPE_FP32 dims: 4 }\n'
+        'ensemble_scheduling { step { model_name: "first" model_version: -1 '
+        'input_map { key: "x" value: "x" } output_map { key: "y" value: "t" } } '
+        'step { model_name: "second" model_version: -1 '
+        'input_map { key: "x" value: "t" } output_map { key: "y" value: "y" } } }'
+    )
+    with Server(tmp_path) as server:
+        server.ready_seconds()
+        for rows in (1, 8, 3) * 4:
+            x = np.random.default_rng(rows).normal(size=(rows, 4)).astype(np.float32)
+            np.testing.assert_array_equal(ask(server, "e", "y", x), x * 4)
+
+
 def test_a_pipeline_on_a_gpu_is_served(tmp_path: Path) -> None:
     """What a pipeline computes on the GPU comes back to the host."""
     pytest.importorskip("nvidia.dali", reason="pip install nvidia-dali-cuda130")

@@ -56,8 +56,19 @@ ensemble_scheduling {
   }
 }
 """
+BUCKETS = """
+model_metrics {
+  metric_control [
+    {
+      metric_identifier { family: "nv_inference_first_response_histogram_ms" }
+      histogram_options { buckets: [ 0.001, 110, 60000 ] }
+    }
+  ]
+}
+"""
 MODELS = {
     "plain": (SLOW, 'metric_tags { key: "team" value: "blue" }'),
+    "fine": (SLOW, BUCKETS),
     "cached": (SLOW, "response_cache { enable: true }"),
     "rows": (SLOW, "max_batch_size: 2 sequence_batching { direct { } }"),
     "stream": (STREAM, "model_transaction_policy { decoupled: true }"),
@@ -68,7 +79,7 @@ CACHE = "--cache-config=local,size=1000000"
 KINDS = ("request", "queue", "compute_input", "compute_infer", "compute_output")
 FIRST = "nv_inference_first_response_histogram_ms"
 #: Of each model: requests answered well (those of ensembles' steps, too), and executed.
-COUNTS = {"plain": 3, "cached": 3, "rows": 2, "stream": 3, "chain": 1, "streams": 1}
+COUNTS = {"plain": 3, "fine": 1, "cached": 3, "rows": 2, "stream": 3, "chain": 1, "streams": 1}
 EXECUTED = {**COUNTS, "cached": 2}
 
 
@@ -99,6 +110,7 @@ def ask_all(server: Server) -> None:
     for value in (0.001, 0.001, 0.002):
         assert ask(server, "cached", value) == 200
     assert ask(server, "chain", 0.003) == 200
+    assert ask(server, "fine", 0.12) == 200
     for start, end in ((True, False), (False, True)):
         steering = {"sequence_id": 7, "sequence_start": start, "sequence_end": end}
         assert ask(server, "rows", 0, parameters=steering, shape=(1, 1)) == 200
@@ -200,6 +212,8 @@ def test_first_responses(server: Server) -> None:
     for each in page(server)[FIRST].samples:
         if each.name == f"{FIRST}_bucket":
             buckets.setdefault(each.labels["model"], {})[each.labels["le"]] = each.value
+    # One that its config gives other buckets: its request has waited for 120 ms.
+    assert buckets.pop("fine") == {"0.001": 0, "110": 0, "60000": 1, "+Inf": 1}
     for model, counts in buckets.items():
         assert list(counts) == ["100", "500", "2000", "5000", "+Inf"]
         assert sorted(counts.values()) == list(counts.values())

@@ -19,6 +19,7 @@ from conch.observe.gpu import GpuGauges, open_nvml
 from conch.types.dtype import FP32
 from support.onnx_models import graph
 from support.server import Server
+from support.until import until
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
@@ -105,13 +106,16 @@ def test_a_model_that_says_nothing_goes_to_the_gpus(tmp_path: Path) -> None:
 
 
 def test_the_metrics_page_shows_the_gpus(server: Server) -> None:
-    """Gauges of each GPU with plain digits, and models on one GPU with its name."""
+    """Gauges of each GPU with plain digits, and what models did on it."""
     pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
     ask(server, "one", 1)
+    counted = re.compile(r'^nv_inference_count{gpu_uuid="[^"]+",model="one",version="1"} 1$', re.MULTILINE)
+    # What is counted is counted after the answer.
+    until(lambda: counted.search(get(server.metrics, "/metrics")) is not None)
     page = get(server.metrics, "/metrics")
     for name in ("nv_gpu_utilization", "nv_gpu_memory_total_bytes", "nv_gpu_memory_used_bytes"):
         assert re.search(rf'^{name}{{gpu_uuid="(GPU|MIG)-[0-9a-f-]+"}} [0-9.]+$', page, re.MULTILINE)
-    assert re.search(r'^nv_inference_count{gpu_uuid="[^"]+",model="one",version="1"} 1$', page, re.MULTILINE)
+    assert 'nv_inference_count{model="one",version="1"} 0\n' in page
 
 
 def test_a_full_gpu_refuses_loads(repository: Path) -> None:
@@ -162,8 +166,9 @@ def test_python_models_are_told_their_gpu(tmp_path: Path) -> None:
 
 def test_regions_of_gpu_memory_of_another_process_can_be_used(tmp_path: Path) -> None:
     """tritonclient's CUDA shared memory, registered with the server, holds a request's input and its output."""
-    shm = pytest.importorskip("tritonclient.utils.cuda_shared_memory", reason="tritonclient[cuda] is not installed")
+    pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed", exc_type=ImportError)
     import tritonclient.http as client
+    import tritonclient.utils.cuda_shared_memory as shm
 
     (tmp_path / "echo" / "1").mkdir(parents=True)
     (tmp_path / "echo" / "config.pbtxt").write_text(

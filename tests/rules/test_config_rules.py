@@ -41,6 +41,13 @@ MODELS = {
         "metric control must specify 'histogram_options'",
     'model_metrics { metric_control { metric_identifier { family: "f" } histogram_options {} } }':
         "histogram options must specify non-empty 'buckets'",
+    **{
+        "model_metrics { metric_control { metric_identifier { family: 'nv_inference_first_response_histogram_ms' } "
+        f"histogram_options {{ buckets: [ {buckets} ] }} }} }}":
+            "buckets of metric family 'nv_inference_first_response_histogram_ms' of model 'm' must be finite numbers "
+            f"in ascending order, got: {buckets}"
+        for buckets in ("1, 8, 4", "1, 1", "nan", "1, inf", "-inf, 0.5")
+    },
 }  # fmt: skip
 
 BATCHING = {

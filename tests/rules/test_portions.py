@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -9,7 +10,8 @@ from google.protobuf import text_format
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conch.backend.portions import PARAMETER, WORTH_NS, Portioned, Portions, may_cut
+from conch.backend.portions import WORTH_NS, Portioned, Portions, cut
+from conch.config.cut_batches import PARAMETER, may_cut
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.error import InferError
 from conch.types.request import InferRequest
@@ -46,6 +48,18 @@ def test_every_request_is_in_one_run_in_its_order(batches: list[list[int]], cost
                 size = sum(rows[begin : begin + count])
                 portions.seen(size, size * costs[size] * WORTH_NS)
                 begin += count
+
+
+@given(ROWS, st.integers(1, 8))
+def test_runs_have_a_bound(rows: list[int], most: int) -> None:
+    """No run has more rows, but for one request that has; and none could have taken the next request, too."""
+    runs, begin = [], 0
+    for count in cut(rows, most):
+        runs.append(rows[begin : begin + count])
+        begin += count
+    assert [each for run in runs for each in run] == rows
+    assert all(sum(run) <= most or len(run) == 1 for run in runs)
+    assert all(sum(run) + after[0] > most for run, after in itertools.pairwise(runs))
 
 
 def test_a_batch_that_costs_more_than_its_parts_is_cut() -> None:

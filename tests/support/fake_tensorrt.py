@@ -159,6 +159,7 @@ def _cuda(log: Log, gpus: int) -> ModuleType:
         return (ok,)
 
     def copy(to: int, begin: int, size: int, kind: Any, stream: Any) -> tuple[Error]:
+        log.calls.append(f"copy {kind}")
         ctypes.memmove(to, begin, size)
         return (ok,)
 
@@ -194,10 +195,12 @@ def _cuda(log: Log, gpus: int) -> ModuleType:
     module.cudaStreamCreate = lambda: (ok, 7)
     module.cudaStreamDestroy = noted("stream destroyed")
     module.cudaStreamSynchronize = noted("synchronize")
-    module.cudaMalloc = module.cudaHostAlloc = allocate
-    module.cudaFree = module.cudaFreeHost = free
+    module.cudaMalloc = allocate
+    module.cudaFree = free
     module.cudaMemcpyAsync = copy
-    module.cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
+    module.cudaMemcpyKind = SimpleNamespace(
+        cudaMemcpyHostToDevice="in", cudaMemcpyDeviceToHost="out", cudaMemcpyDeviceToDevice="within"
+    )
     module.cudaStreamBeginCapture, module.cudaStreamEndCapture = begin, end
     module.cudaStreamCaptureMode = Enum("Mode", "cudaStreamCaptureModeThreadLocal")
     module.cudaGraphInstantiate = instantiate

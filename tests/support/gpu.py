@@ -37,6 +37,10 @@ class FakeDriver:
     def do_cuInit(self, flags: int) -> None:  # noqa: N802
         assert flags == 0
 
+    def do_cuGetErrorString(self, result: int, text: Any) -> int:  # noqa: N802
+        text._obj.value = {802: b"system not yet initialized", 999: b"unknown error"}.get(result)
+        return 0 if text._obj.value else 1
+
     def do_cuDeviceGetCount(self, count: Any) -> None:  # noqa: N802
         count._obj.value = len(self.gpus)
 
@@ -80,6 +84,10 @@ class FakeNvml:
         if name.decode() not in self.known:
             raise NVMLError("Not Found")
         return name.decode()
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        """GPUs as they are built, divided or not."""
+        return int(self.values.get("Count", len(self.known)))
 
     def __getattr__(self, name: str) -> Any:
         def call(handle: str) -> Any:

@@ -346,6 +346,31 @@ def test_equal_tags_that_are_no_md5_are_no_equal_contents(memory: Place, tmp_pat
     assert it.new() == []
 
 
+def test_what_another_server_removes_meanwhile_is_brought_again(memory: Place, tmp_path: Path) -> None:
+    """Of equal files one is brought, and is gone from the cache before the others are looked for: none is left out."""
+    place = memory.below("removed")
+    place.put({"m/config.pbtxt": ALL_VERSIONS, "m/1/w": "same", "m/2/w": "same", "m/3/w": "same"})
+    with Fetches(place, tmp_path) as it:
+        files, cache = it.store._bucket.files, it.store._cache
+        finish, removed = cache.finish, []
+
+        def sums(folder: str) -> dict[str, RemoteFile]:
+            return {p: dataclasses.replace(f, md5=f"{f.size:032x}") for p, f in files(folder).items()}
+
+        def finish_and_remove(partial: Path, key: str) -> None:
+            finish(partial, key)
+            if not removed and key.endswith("-4"):
+                removed.append(key)
+                cache._path(key).unlink()
+
+        it.store._bucket.files = sums  # type: ignore[method-assign]
+        it.store._downloads._key_of = lambda bucket, each, md5: each.keys[0]  # type: ignore[method-assign]
+        cache.finish = finish_and_remove  # type: ignore[method-assign]
+        m = it.store.fetch("m").directory
+        assert removed
+        assert [(m / version / "w").read_text() for version in "123"] == ["same"] * 3
+
+
 def test_wrong_bytes_are_not_kept(memory: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the storage gives an MD5, bytes that do not have it are an error and never in the cache."""
     monkeypatch.setattr("conch.repository.remote.FIRST_PAUSE", 0.001)

@@ -90,6 +90,7 @@ def test_metrics_follow_http() -> None:
         ("--reuse-grpc-port=on", "grpc.reuse_port", True),
         ("--allow-metrics=false", "metrics.enabled", False),
         ("--allow-gpu-metrics=false", "metrics.gpu", False),
+        ("--pinned-memory-pool-byte-size=0", "gpu.pinned_bytes", 0),
         ("--allow-cpu-metrics=false", "metrics.cpu", False),
         ("--metrics-port=9", "metrics.port", 9),
         ("--metrics-interval-ms=500.5", "metrics.interval_ms", 500),

@@ -19,7 +19,7 @@ OPEN = {
 #: What does something, with any backend.
 EFFECTIVE = {
     "name", "platform", "backend", "version_policy", "ensemble_scheduling", "response_cache", "max_batch_size",
-    "default_model_filename", "metric_tags", "model_repository_agents",
+    "default_model_filename", "metric_tags", "model_metrics", "model_repository_agents",
     "parameters", "input.name", "input.data_type", "input.dims", "input.reshape", "input.optional",
     "input.allow_ragged_batch", "output.name", "output.data_type", "output.dims", "output.reshape",
     "output.label_filename",
@@ -118,6 +118,15 @@ def test_batching_of_models_that_do_not_batch_is_named() -> None:
     assert ignored_fields(config) == ["dynamic_batching.max_queue_delay_microseconds (max_batch_size is 0)"]
 
 
+def test_metrics_without_buckets_to_choose_are_named() -> None:
+    """One family has them; Triton warns of others, too."""
+    config = ModelConfig(backend="python")
+    config.model_metrics.metric_control.add().metric_identifier.family = "nv_inference_first_response_histogram_ms"
+    assert ignored_fields(config) == []
+    config.model_metrics.metric_control.add().metric_identifier.family = "nv_inference_count"
+    assert [name.split(" (")[0] for name in ignored_fields(config)] == ["model_metrics.metric_control"]
+
+
 def test_defaults_are_not_named() -> None:
     """What normalisation fills in is nobody's wish."""
     config = ModelConfig(backend="python", max_batch_size=4)
@@ -132,3 +141,16 @@ def test_batching_library_is_named() -> None:
     config = ModelConfig(name="m", backend="python")
     config.parameters["TRITON_BATCH_STRATEGY_PATH"].string_value = "/opt/strategy.so"
     assert ignored_fields(config) == ["parameters.TRITON_BATCH_STRATEGY_PATH"]
+
+
+@pytest.mark.parametrize(
+    ("backend", "vain"), [("onnxruntime", []), ("pytorch", []), ("openvino", ["conch_cut_batches"])]
+)
+def test_parameters_of_ours_have_an_effect_or_are_named(backend: str, vain: list[str]) -> None:
+    """One that only some backends know, and one that nobody does; what has another name is the model's own."""
+    config = ModelConfig(name="m", backend=backend)
+    for name in ("conch_cut_batches", "conch_memory", "anything"):
+        config.parameters[name].string_value = "no"
+    assert ignored_fields(config) == [f"parameters.{name}" for name in vain]
+    config.parameters["conch_mmeory"].string_value = "{}"
+    assert "parameters.conch_mmeory" in ignored_fields(config)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import logging
 import re
+import stat
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,12 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conch.config.flags import parse
-from conch.config.gpus import Absent, Gpu, read_gpus, usable
+from conch.config.gpus import Absent, Gpu, named, read_gpus, usable
 from conch.config.server import GpuOptions, ServerOptions
 from conch.gpus import Gpus
-from conch.observe import metrics
 from conch.observe.gpu import _GAUGES, GpuGauges, GpuWatch, Nvml, load_limit
-from conch.observe.stats import ModelStats
 from conch.registry.crew import Equipment
 from conch.registry.places import Places
 from conch.types.error import Code, InferError
@@ -40,22 +40,124 @@ def test_gpus_are_what_the_driver_shows() -> None:
 @pytest.mark.parametrize(
     ("driver", "said"),
     [
-        (FakeDriver(fails=("cuInit", 100)), "cuInit failed with CUresult 100"),
-        (FakeDriver(), "shows no GPU to this process .see CUDA_VISIBLE_DEVICES"),
+        (FakeDriver(fails=("cuInit", 100)), "NVIDIA's driver shows no GPU to this process$"),
+        (FakeDriver(), "NVIDIA's driver shows no GPU to this process$"),
+        (FakeDriver(fails=("cuInit", 1)), "cuInit failed with CUresult 1$"),
+        (FakeDriver(fails=("cuInit", 802)), "CUresult 802 .system not yet initialized.; start nvidia-fabricmanager"),
+        (FakeDriver(fails=("cuInit", 807)), "cuInit failed with CUresult 807; MPS refuses this process"),
+        (FakeDriver(("A", 8, 0, 1), fails=("cuDeviceGetName", 999)), "cuDeviceGetName failed with CUresult 999 .unk"),
         (SimpleNamespace(), "driver is too old: .*cuInit"),
     ],
 )
-def test_a_driver_without_gpus_says_why(driver: object, said: str) -> None:
-    """No device, a driver that does not start, or one that lacks a call: one sentence each."""
+def test_a_driver_without_gpus_says_why(driver: object, said: str, tmp_path: Path) -> None:
+    """No device, a driver that does not start, or one that lacks a call: one sentence each, and how it is mended."""
     with pytest.raises(Absent, match=said):
-        read_gpus(lambda: driver)
+        read_gpus(lambda: driver, nodes=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("visible", "nodes", "said", "broken"),
+    [
+        (None, (), "to this process", False),
+        ("", (0o666,), "to this process: CUDA_VISIBLE_DEVICES is ''", False),
+        ("-1", (0o666,), "to this process: CUDA_VISIBLE_DEVICES is '-1'", False),
+        ("NoDevFiles", (0o666,), "to this process: CUDA_VISIBLE_DEVICES is 'NoDevFiles'", False),
+        ("GPU-12", (0o666,), "CUDA_VISIBLE_DEVICES=GPU-12 names none that it has; nvidia-smi -L lists them", True),
+        (None, (0o666, 0o666), "though [^ ]*nvidia0 is there: see what nvidia-smi -L lists", True),
+        (None, (0o666, 0), "which may not open [^ ]*nvidia1: give its user the right to", True),
+    ],
+)
+def test_a_driver_that_shows_no_gpu(
+    visible: str | None,
+    nodes: tuple[int, ...],
+    said: str,
+    broken: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That is as wished or as the machine is, or it is a surprise: rights, a wrong name, a GPU that is not served."""
+    for number, mode in enumerate(nodes):
+        (tmp_path / f"nvidia{number}").touch(mode)
+        (tmp_path / f"nvidia{number}").chmod(mode)
+    # The superuser may open everything.
+    monkeypatch.setattr("os.access", lambda path, how: stat.S_IMODE(Path(path).stat().st_mode) & 0o6 == how)
+    with pytest.raises(Absent, match=said) as absent:
+        read_gpus(lambda: FakeDriver(fails=("cuInit", 100)), visible, tmp_path)
+    assert absent.value.broken is broken
+
+
+@pytest.mark.parametrize(
+    ("visible", "wanted"),
+    [
+        ("", []),
+        ("-1", []),
+        ("0, 2,-1,1", ["0", "2"]),
+        ("GPU-8932f937,MIG-GPU-8932f937-d72c-4106-c12f-20bd9faed9f6/1/2", None),
+        ("MIG-d9a47cfb-d1f2-d08c-b40e-0812b597ae69,", ["MIG-d9a47cfb-d1f2-d08c-b40e-0812b597ae69"]),
+        ("0,x,1", ["0", "x", "1"]),
+    ],
+)
+def test_what_cuda_visible_devices_asks_for(visible: str, wanted: list[str] | None) -> None:
+    """Numbers, UUIDs, also the beginning of one, parts of MIG in both forms; a number below 0 ends the list."""
+    assert named(visible) == (visible.split(",") if wanted is None else wanted)
+
+
+@pytest.mark.parametrize(("visible", "told"), [(None, False), ("1,0", False), ("-1", False), ("1,9,0", True)])
+def test_gpus_that_are_asked_for_and_not_shown_are_told(
+    visible: str | None, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The driver itself leaves out what follows an entry that it does not know, without a word."""
+    found = Gpus(ServerOptions(), lambda: [gpu(0), gpu(1)], visible)
+    found.find()
+    assert ("names 3 GPUs and the driver shows 2: it stops at an entry" in caplog.text) == told
+
+
+def test_gpus_that_mig_divides_are_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of eight GPUs, four divided, the driver may show five: four, and one part. The parts are named as NVML does."""
+    shown = [gpu(number) for number in range(5)]
+    known = [f"MIG-{FIRST}", *[f"GPU-{each.uuid}" for each in shown[1:]]]
+    monkeypatch.setattr("conch.gpus.open_nvml", lambda gpus: Nvml(FakeNvml(*known, Count=8), gpus))
+    caplog.set_level(logging.INFO, "conch")
+    found = Gpus(ServerOptions(), lambda: shown)
+    found.find()
+    found.watch()
+    found.close()
+    assert list(found.names.values()) == known
+    assert "the driver has 8 GPUs and shows 5 to this process" in caplog.text
+
+
+def test_what_a_gpu_cannot_say_is_left_out() -> None:
+    """A part of MIG has memory, and no power or utilisation of its own."""
+    silent = {name: NVMLError("Not Supported") for name in ("UtilizationRates", "PowerUsage", "PowerManagementLimit")}
+    found = GpuGauges(Nvml(FakeNvml(f"MIG-{FIRST}", **silent, TotalEnergyConsumption=NVMLError("No")), [gpu(0)]))
+    for _ in range(3):
+        found.read()
+    names = re.findall(r"^(nv_\w+)\{", found.render().decode(), re.MULTILINE)
+    assert names == ["nv_gpu_memory_total_bytes", "nv_gpu_memory_used_bytes"]
+
+
+def test_nvml_says_why_it_does_not_know_a_gpu(caplog: pytest.LogCaptureFixture) -> None:
+    """In its own words, for both names that the GPU may have."""
+    assert not Nvml(FakeNvml(), [gpu(0)]).devices
+    assert f"NVML says of GPU-{FIRST}: Not Found, of MIG-{FIRST}: Not Found" in caplog.text
+
+
+def test_a_driver_that_may_not_be_read_is_broken() -> None:
+    """A library that is there and cannot be loaded is no machine without GPUs."""
+
+    def closed() -> ctypes.CDLL:
+        raise OSError("libcuda.so.1: cannot open shared object file: Permission denied")
+
+    with pytest.raises(Absent, match=r"driver cannot be loaded: libcuda.so.1: .* Permission denied") as absent:
+        read_gpus(closed)
+    assert absent.value.broken
 
 
 def test_without_a_driver_there_are_no_gpus() -> None:
     """The driver's library is not there: that is what is said."""
 
     def lacking() -> ctypes.CDLL:
-        raise OSError("libcuda.so.1: cannot open shared object file")
+        raise OSError("libcuda.so.1: cannot open shared object file: No such file or directory")
 
     with pytest.raises(Absent, match=r"driver is not installed .libcuda.so.1 was not found."):
         read_gpus(lacking)
@@ -205,7 +307,7 @@ def test_the_gpus_of_nvidia_ml_py_can_be_asked() -> None:
 
     for _, _, _, ask in _GAUGES:
         ask(Record(), "device")
-    names = {*asked, "nvmlInit", "nvmlDeviceGetHandleByUUID", "NVMLError"}
+    names = {*asked, "nvmlInit", "nvmlDeviceGetCount", "nvmlDeviceGetHandleByUUID", "NVMLError"}
     assert not [name for name in names if not hasattr(pynvml, name)]
 
 
@@ -231,6 +333,8 @@ def test_a_gpu_that_cannot_be_measured_refuses_loads() -> None:
     admit = load_limit({0: 0.8}, Nvml(FakeNvml(f"GPU-{FIRST}", MemoryInfo=NVMLError("lost")), [gpu(0)]))
     with pytest.raises(InferError, match="the memory in use of GPU 0 cannot be read: lost"):
         admit(0, "m_0_0")
+    with pytest.raises(InferError, match="the memory in use of GPU 0 cannot be read: NVML does not know it"):
+        load_limit({0: 0.8}, Nvml(FakeNvml(), [gpu(0)]))(0, "m_0_0")
 
 
 def test_the_watch_reads_until_it_is_stopped() -> None:
@@ -264,26 +368,6 @@ def test_nothing_is_asked_of_the_driver_for_the_cpu_alone() -> None:
     assert Gpus(ServerOptions(gpu=GpuOptions(enabled=False)), never).find() == []
 
 
-def test_a_model_on_one_gpu_has_its_name_as_a_label() -> None:
-    """`gpu_uuid` among the labels of a model whose instances are on one GPU; without GPUs nothing changes."""
-
-    def version(*gpus: int) -> SimpleNamespace:
-        return SimpleNamespace(
-            name="m", version=1, stats=ModelStats(), namespace="", tags={}, gpus=gpus, pending=lambda: 0
-        )
-
-    names = {0: f"GPU-{FIRST}", 1: f"GPU-{SECOND}"}
-    labels = {
-        gpus: re.search(r"nv_inference_count(\{.*\})", metrics.render([version(*gpus)], gpus=names).decode())[1]
-        for gpus in ((), (1,), (0, 1))
-    }
-    assert labels == {
-        (): '{model="m",version="1"}',
-        (1,): f'{{gpu_uuid="GPU-{SECOND}",model="m",version="1"}}',
-        (0, 1): '{model="m",version="1"}',
-    }
-
-
 @pytest.mark.parametrize(
     ("driver", "level"),
     [
@@ -294,10 +378,10 @@ def test_a_model_on_one_gpu_has_its_name_as_a_label() -> None:
         (FakeDriver(), logging.DEBUG),
     ],
 )
-def test_a_broken_driver_is_told(driver: object, level: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_broken_driver_is_told(driver: object, level: int, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     """A machine with GPUs that serves on its CPU is a surprise; one without GPUs is none."""
     caplog.set_level(logging.DEBUG, "conch")
-    assert Gpus(ServerOptions(), lambda: read_gpus(lambda: driver)).find() == []
+    assert Gpus(ServerOptions(), lambda: read_gpus(lambda: driver, nodes=tmp_path)).find() == []
     assert [(each.levelno, each.message.split(":")[0]) for each in caplog.records] == [(level, "models run on the CPU")]
 
 

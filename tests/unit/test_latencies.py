@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from conch.observe.latencies import Details, Latencies, Summary, details_of
+from conch.observe.latencies import Details, Latencies, Summary, details_of, latencies_of
 from conch.observe.metrics import render
 from conch.observe.row_stats import EMPTY, RowStats
 from conch.observe.stats import Execution, ModelStats
@@ -19,6 +19,7 @@ from conch.schedule.batcher import QueueBatcher
 from conch.schedule.queue import QueueScheduler
 from conch.types.error import Code, InferError
 from conch.types.response import FINAL, FailedResponse, InferResponse
+from support.configs import model
 from support.requests import Recorder, make_form, make_request
 
 SECOND = 1_000_000_000
@@ -246,6 +247,17 @@ def test_the_last_step_of_an_ensemble_tells_late() -> None:
     assert found["nv_inference_compute_output_summary_us_sum"] == 2
 
 
+def test_the_last_step_may_tell_before_the_request_is_counted() -> None:
+    """Its thread may come between the sum and the counting: nothing is lost."""
+    stats = ModelStats()
+    request = make_request(queued_ns=0)
+    stats.composed_more(request, (1, 20, 3), (4, 5, 6))
+    stats.composed(request, 0, 0, (4, 5, 6))
+    assert (stats.compute_infer.count, stats.compute_infer.ns) == (1, 25)
+    batch = stats.batches[request.form.rows]
+    assert (batch.compute_infer.count, batch.compute_infer.ns) == (1, 25)
+
+
 def test_what_has_left_the_window_is_amended_in_the_sum_alone() -> None:
     """A step may tell after a minute."""
     summary = Summary()
@@ -259,12 +271,37 @@ def test_what_has_left_the_window_is_amended_in_the_sum_alone() -> None:
 def test_buckets_hold_what_is_at_most_their_end() -> None:
     """Milliseconds, and the sum of all."""
     latencies = Latencies(ALL, decoupled=True)
-    for ms in (1, 100, 101, 5000, 9000):
-        latencies.responded_first(ms * 1_000_000)
+    assert latencies.first is not None
+    latencies.first.observe([ms * 1_000_000 for ms in (1, 100, 101, 5000, 9000)])
     found = page(ModelStats(latencies))
     name = "nv_inference_first_response_histogram_ms"
     assert [found[f"{name}_bucket{end}"] for end in ("100", "500", "2000", "5000", "+Inf")] == [2, 3, 3, 4, 5]
     assert found[f"{name}_sum"] == 14202
+
+
+@pytest.mark.parametrize(
+    ("buckets", "ends"), [("", ["100", "500", "2000", "5000"]), ("0.5, 1, 2.25", ["0.5", "1", "2.25"])]
+)
+def test_a_model_may_have_buckets_of_its_own(buckets: str, ends: list[str]) -> None:
+    """`model_metrics` of its config, in milliseconds; of a family named twice the last."""
+    control = "metric_control {{ metric_identifier {{ family: '{}' }} histogram_options {{ buckets: [ {} ] }} }}"
+    first = "nv_inference_first_response_histogram_ms"
+    controls = [control.format(first, "7"), control.format("other", "3"), control.format(first, buckets)]
+    config = model(f"model_metrics {{ {' '.join(controls)} }}" if buckets else "")
+    stats = ModelStats(latencies_of(ALL, config, decoupled=False))
+    stats.executed([make_request(queued_ns=0)], 1, 2, 3, 1_000_000)
+    found = page(stats)
+    shown = {name.removeprefix(f"{first}_bucket"): value for name, value in found.items() if "_bucket" in name}
+    assert list(shown) == [*ends, "+Inf"]
+    assert [value for end, value in shown.items() if end not in ("0.5", "+Inf")] == [1] * (len(ends) - bool(buckets))
+
+
+def test_buckets_without_a_histogram_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """The operator has to ask for histograms, too."""
+    family = "metric_identifier { family: 'nv_inference_first_response_histogram_ms' }"
+    config = model(f"model_metrics {{ metric_control {{ {family} histogram_options {{ buckets: [ 1 ] }} }} }}")
+    assert latencies_of(Details(), config, decoupled=False) is None
+    assert "have no effect without --metrics-config=histogram_latencies=true" in caplog.text
 
 
 def test_decoupled_requests_count_when_they_end() -> None:

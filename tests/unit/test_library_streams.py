@@ -21,6 +21,9 @@ from conch.library.waiting import Many
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.dtype import FP32
 from conch.types.error import Code, InferError
+from conch.types.response import InferResponse
+from conch.types.tensor import Tensor
+from support.requests import make_request
 from support.until import until
 
 
@@ -339,3 +342,12 @@ def test_keywords_without_effect_are_named(gate: Gate, caplog: pytest.LogCapture
     """Flags that Triton has and this server does nothing with."""
     with conch.Server(functions=[gate.slow()], http_thread_count=4):
         assert "--http-thread-count is accepted but has no effect yet" in caplog.text
+
+
+def test_a_response_that_cannot_be_read_is_an_error_of_its_stream() -> None:
+    """Whoever answers hears nothing of it."""
+    many, response = Many(lambda call: None), InferResponse([Tensor("Y", FP32, (2,), bytes(4))])
+    many.reply(make_request(), response, True)
+    found = many.wait(0)
+    assert isinstance(found, InferError)
+    assert found.code is Code.INTERNAL

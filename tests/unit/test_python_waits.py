@@ -304,6 +304,26 @@ def results(worker: socket.socket) -> list[tuple[int, Any]]:
     return found
 
 
+def test_a_form_outlives_a_call_that_fails() -> None:
+    """Whatever went wrong with one call, the form that came with it is known for the next."""
+    models = FakeModels()
+
+    def broken(request: object) -> None:
+        raise MemoryError
+
+    with door(models) as (made, worker, loop):
+        infer, models.infer = models.infer, broken  # type: ignore[method-assign, assignment]
+        caller = Caller(SimpleNamespace(number=lambda _: 1))  # type: ignore[arg-type]
+        first, second = (caller._entry(own_request(), number, decoupled=False)[0] for number in (1, 2))
+        worker.send(ASK_HEAD.pack(channel.CALLS, 0, 0) + first)
+        made.heed()
+        models.infer = infer  # type: ignore[method-assign]
+        worker.send(ASK_HEAD.pack(channel.CALLS, 0, 0) + second)
+        made.heed()
+        until(lambda: turn(loop) or bool(models.requests))
+        assert len(models.requests) == 1
+
+
 def test_calls_before_the_loop_listens_are_made_when_it_does() -> None:
     """A thread that the model has started in `initialize` may call at once."""
     models = FakeModels()

@@ -12,18 +12,21 @@ from conch.registry.served import ServedVersion
 from conch.registry.stopping import stop_next
 from conch.repository.api import StoredModel
 from conch.schedule.api import Version
+from conch.schedule.ensemble import EnsembleScheduler
 from conch.types.error import InferError
 from conch.types.request import RequestForm, RequestHead
-from support.fake_models import FakeLoader, FakeStore, House, fake_prepare, loaded_of, scheduler_of
+from support.fake_models import FakeLoaded, FakeLoader, FakeStore, House, fake_prepare, loaded_of, scheduler_of
 
 
 def prepare(stored: StoredModel) -> ModelConfig:
     """`steps a b:2` makes an ensemble that runs a and then version 2 of b; other configs are `fake_prepare`'s. All have
-    an input x and an output y, which for the word `wide` has two elements."""
+    an input x and an output y, which for the word `wide` has two elements; for `gpu` they run on GPU 0."""
     config = fake_prepare(stored)
     text = stored.config_text or ""
     config.input.add(name="x", data_type=TYPE_FP32, dims=[1])
     config.output.add(name="y", data_type=TYPE_FP32, dims=[2 if "wide" in text else 1])
+    if "gpu" in text:
+        config.instance_group.add(name="g", count=1, kind="KIND_GPU", gpus=[0])
     if text.startswith("steps "):
         config.platform, config.backend = "ensemble", ""
         models = text.split()[1:]
@@ -290,3 +293,21 @@ def test_a_member_of_a_busy_ensemble_goes_on() -> None:
         assert scheduler_of(member).stopped == 0
         served.scheduler._runs.clear()  # type: ignore[attr-defined]
         assert stop_next([served, member], stopped)
+
+
+def test_tensors_between_models_on_a_gpu_stay_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is decided when the ensemble is made, by what its models say then, and anew when one of them is reloaded."""
+    able = property(lambda self: lambda: (frozenset("x"), frozenset("y")))
+    monkeypatch.setattr(FakeLoaded, "device_tensors", able, raising=False)
+    with Pipelines().put(e="steps a b c", a="gpu", b="gpu", c="") as house:
+
+        def stays() -> list[set[str]]:
+            scheduler = house.serving("e").scheduler
+            assert isinstance(scheduler, EnsembleScheduler)
+            return [set(each) for each in scheduler._cast.stays]
+
+        house.load("e")
+        assert stays() == [{"y"}, set(), set()]
+        house.put(c="gpu")
+        house.load("c")
+        assert stays() == [{"y"}, {"y"}, set()]

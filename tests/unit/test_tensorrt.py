@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,20 @@ from google.protobuf import text_format
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conch.backend.api import Host, ModelFiles, Placement
+from conch.backend.api import Host, ModelFiles, Placement, Staying
 from conch.backend.tensorrt.backend import TensorRtBackend
 from conch.backend.tensorrt.options import plan_engine
 from conch.backend.tensorrt.profiles import choose
 from conch.backend.tensorrt.signature import Range, Signature, Slot
+from conch.memory.pinned import PinnedPool
 from conch.observe.stats import ModelStats
 from conch.pb.model_config_pb2 import ModelConfig
+from conch.types.device import OnDevice, as_buffer, gpu
 from conch.types.dtype import FP32
 from conch.types.error import Code, InferError
+from conch.types.request import InferRequest
 from support import fake_tensorrt
+from support.devices import FakeCuda, lying
 from support.fake_tensorrt import Log
 from support.onnx_models import Served, make_spec
 
@@ -33,6 +38,7 @@ def load(
     config: str = "",
     placement: Placement | None = None,
     settings: dict[str, str] | None = None,
+    pool: PinnedPool | None = None,
 ) -> Served:
     (directory / "1").mkdir(exist_ok=True)
     (directory / "1" / "model.plan").write_bytes(fake_tensorrt.plan() if content is None else content)
@@ -41,7 +47,7 @@ def load(
     loop = asyncio.new_event_loop()
     loop.close()
     host, backend, stats, files = (
-        Host(loop, settings or {}, 2),
+        Host(loop, settings or {}, 2, pinned=pool or PinnedPool(0)),
         TensorRtBackend(),
         ModelStats(),
         ModelFiles(directory, 1),
@@ -155,9 +161,9 @@ def test_an_output_larger_than_its_memory(tmp_path: Path, log: Log) -> None:
 
 
 def test_closing_frees_everything(tmp_path: Path, log: Log) -> None:
-    """Memory of both sides and the stream."""
+    """The device's memory and the stream."""
     served = load(tmp_path)
-    assert len(log.allocated) == 4
+    assert len(log.allocated) == 2
     served.instance.close()
     served.instance.close()
     assert log.allocated == {}
@@ -307,3 +313,98 @@ def test_a_shape_that_has_changed_runs_once_before_it_is_recorded(tmp_path: Path
         run(served, count)
     assert log.count("launch") == 3
     assert len(served.instance._graphs) == 2
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """libcuda, for tensors that are brought to the host."""
+    made = FakeCuda()
+    monkeypatch.setattr("conch.memory.cuda.find_driver", lambda: made)
+    return made
+
+
+def asking(served: Served, count: int, data: Any = None, *, stay: bool = True) -> InferRequest:
+    request = served.request({"x": rows(count)})
+    request.form.stays = frozenset("y") if stay else frozenset()
+    if data is not None:
+        request.data = (as_buffer(data),)
+    return request
+
+
+def copies(log: Log) -> list[str]:
+    found = [call for call in log.calls if call.startswith("copy")]
+    log.calls.clear()
+    return found
+
+
+def test_tensors_on_the_gpu_are_read_and_left_there(tmp_path: Path, log: Log, cuda: FakeCuda) -> None:
+    """A batch is joined on the GPU, what is on the host between; each request has its rows of what stays."""
+    served = load(tmp_path)
+    requests = [asking(served, 1, lying(rows(1), gpu(0), cuda)), asking(served, 2), asking(served, 1)]
+    found = [answer["y"].data for answer in served.run(*requests) if not isinstance(answer, InferError)]
+    assert copies(log) == ["copy within", "copy in", "copy within"]
+    assert cuda.calls == []
+    assert all(isinstance(each, OnDevice) and each.device == gpu(0) for each in found)
+    assert [bytes(each) for each in found] == [(rows(count) * 2).tobytes() for count in (1, 2, 1)]
+
+
+def test_a_client_in_the_batch_has_bytes(tmp_path: Path, log: Log, cuda: FakeCuda) -> None:
+    """And so have all others of that batch."""
+    served = load(tmp_path)
+    first, second = served.run(asking(served, 1), asking(served, 1, stay=False))
+    assert not isinstance(first, InferError)
+    assert not isinstance(second, InferError)
+    assert [type(each["y"].data) for each in (first, second)] == [memoryview, memoryview]
+    assert copies(log) == ["copy in", "copy out"]
+
+
+def test_what_stays_is_not_written_over_and_comes_back(tmp_path: Path, log: Log, cuda: FakeCuda) -> None:
+    """Each answer has memory of its own as long as somebody refers to it, also after the instance is closed."""
+    served = load(tmp_path)
+    kept = [served.run(asking(served, count))[0] for count in (1, 2, 3)]
+    assert len(log.allocated) == 2 + 3
+    del kept[1:]
+    # A test's sinks refer to their requests.
+    gc.collect()
+    served.run(asking(served, 4))
+    assert len(log.allocated) == 2 + 3
+    gc.collect()
+    served.instance.close()
+    assert len(log.allocated) == 1
+    (answer,) = kept
+    assert not isinstance(answer, InferError)
+    assert bytes(answer["y"].data) == (rows(1) * 2).tobytes()
+    kept.clear()
+    del answer
+    gc.collect()
+    assert log.allocated == {}
+
+
+@pytest.mark.parametrize(("field", "lent"), [("", 2), ("input_pinned_memory", 1), ("output_pinned_memory", 1)])
+def test_copies_go_through_pinned_memory(
+    tmp_path: Path, log: Log, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, field: str, lent: int
+) -> None:
+    """Unless the config says no for inputs or outputs."""
+    pool = PinnedPool(1 << 16, lambda: cuda)
+    taken: list[int] = []
+    take = pool.take
+    monkeypatch.setattr(pool, "take", lambda size: taken.append(size) or take(size))
+    config = f"optimization {{ {field} {{ enable: false }} }}" if field else ""
+    served = load(tmp_path, config=config, pool=pool)
+    np.testing.assert_array_equal(run(served, 2)[0], rows(2) * 2)
+    assert taken == [24] * lent
+    assert [len(memory) for memory in cuda.allocated.values()] == [1 << 16]
+
+
+def test_all_tensors_of_an_engine_may_be_on_the_gpu(tmp_path: Path, log: Log) -> None:
+    """Engines have no strings."""
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "model.plan").write_bytes(fake_tensorrt.plan())
+    made = ModelConfig(name="m", backend="tensorrt")
+    loop = asyncio.new_event_loop()
+    loop.close()
+    files, backend = ModelFiles(tmp_path, 1), TensorRtBackend()
+    backend.complete(made, files, Host(loop))
+    loaded = backend.load(made, make_spec(made), files, Host(loop), ModelStats())
+    assert isinstance(loaded, Staying)
+    assert loaded.device_tensors() == (frozenset("x"), frozenset("y"))

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from conch.backend import portions
 from conch.backend.api import Placement
 from conch.types import dtype
 from conch.types.dtype import DataType
@@ -105,6 +106,21 @@ def one(datatype: DataType, batch: int = 8, dims: int = 2) -> str:
       max_batch_size: {batch}
       input {{ name: "x" data_type: {datatype.config_name} dims: {dims} }}
       output {{ name: "y" data_type: {datatype.config_name} dims: {dims} }}"""
+
+
+def test_batches_run_in_portions_where_that_pays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here it always does: once eight rows are known to cost something, they run as smaller runs, and all are right."""
+    monkeypatch.setattr(portions, "WORTH_NS", 0)
+    monkeypatch.setattr(portions, "_BETTER", 1e9)
+    served = serve(tmp_path, script(add_sub()), ADD_SUB + " dynamic_batching { }")
+    for turn in range(40):
+        sent = [np.array([[turn, number]], np.float32) for number in range(8)]
+        answers = served.run(*[served.request({"a": each, "b": each}) for each in sent])
+        for answer, each in zip(answers, sent, strict=True):
+            assert isinstance(answer, dict), answer
+            assert values(answer["OUTPUT__0"]).tolist() == (2 * each).tolist()
+    assert served.stats.inferences == 320
+    assert served.stats.executions > 60
 
 
 @pytest.mark.parametrize("datatype", [each for each in dtype.ALL if each is not dtype.BYTES], ids=str)

@@ -26,7 +26,7 @@ _ALIASES: Final = {"mlserver.sklearn.SKLearnModel": "mlserver_sklearn.SKLearnMod
 _MODEL_FILE: Final = '''\
 """Made by Conch: serves the MLServer runtime below."""
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from conch.adopt.run_mlserver import serve
 

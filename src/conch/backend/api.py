@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from conch.memory.pinned import PinnedPool
 from conch.observe.custom import Families
 from conch.observe.stats import ModelStats
 from conch.pb.model_config_pb2 import ModelConfig
@@ -64,6 +65,8 @@ class Host:
     models: Models | None = None
     #: Where metrics that models define go; None where nobody looks at them.
     metrics: Families | None = None
+    #: Memory that GPUs copy from and to; a backend opens it when it makes an instance on one.
+    pinned: PinnedPool = field(default_factory=lambda: PinnedPool(0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,19 @@ class Housed(Protocol):
 
     def processes(self) -> Sequence[int]:
         """Those that run now, without what they have started; none where it runs in the server's after all."""
+
+
+@runtime_checkable
+class Staying(Protocol):
+    """A loaded model whose instances on a GPU read tensors that lie there, and can leave there what they compute.
+
+    Inputs of these names may then come as `types.device.OnDevice` in place of bytes, on whatever device; instances on
+    CPUs that are made after one on a GPU have to take them, too. Outputs of these names may be answered so where the
+    form of every request of a batch allows it (`RequestForm.stays`): complete, and on the instance's own GPU.
+    """
+
+    def device_tensors(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Names of such inputs, and of such outputs."""
 
 
 @runtime_checkable

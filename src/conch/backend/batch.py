@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from conch.backend.ragged import Ragged
 from conch.observe.stats import ModelStats, Reason
+from conch.types.device import on_device, to_host
 from conch.types.dtype import BYTES
 from conch.types.error import Code, InferError, internal, invalid
 from conch.types.model import ModelSpec, TensorSpec, carry_shape
@@ -63,6 +65,30 @@ class Batch:
         shape = (self.rows, *first.backend_shapes[index][1:])
         return shape, b"".join([request.data[index] for request in self.requests])
 
+    def parts(self, position: int) -> tuple[Shape, list[Buffer]]:
+        """As `gather`, but the requests' own bytes one by one, which may be on a device."""
+        first = self.requests[0].form
+        index = first.inputs.index(position)
+        shape = first.backend_shapes[index]
+        if self.spec.inputs[position].ragged:
+            shape = (sum([request.form.counts[index] for request in self.requests]),)
+        elif len(self.requests) > 1:
+            shape = (self.rows, *shape[1:])
+        return shape, [request.data[index] for request in self.requests]
+
+    def staying(self) -> frozenset[str]:
+        """Names of the outputs that nobody needs on the host."""
+        stays = self.requests[0].form.stays
+        if stays and len(self.requests) > 1:
+            stays = stays.intersection(*[request.form.stays for request in self.requests])
+        return stays
+
+    def bring(self) -> None:
+        """Have all inputs on the host."""
+        for request in self.requests:
+            if any(on_device(each) is not None for each in request.data):
+                request.data = tuple([to_host(each) for each in request.data])
+
     def input_end(self) -> None:
         self._input_end_ns = time.monotonic_ns()
 
@@ -70,7 +96,8 @@ class Batch:
         self._output_start_ns = time.monotonic_ns()
 
     def settle(self, outputs: Sequence[tuple[TensorSpec, Shape, Buffer]]) -> None:
-        """Answer every request with its rows of `outputs`: spec, the backend's full shape, wire bytes."""
+        """Answer every request with its rows of `outputs`: spec, the backend's full shape, wire bytes (or what stands
+        for them on a device)."""
         try:
             columns = [self._share(spec, shape, data) for spec, shape, data in outputs]
         except InferError as error:
@@ -124,7 +151,7 @@ class Batch:
             return [Tensor(spec.name, spec.datatype, shape, data)]
         row = shape[1:]
         offsets = self._offsets(spec, row, data)
-        view = memoryview(data)
+        view: Any = memoryview(data) if on_device(data) is None else data
         tensors = []
         begin = 0
         for request in self.requests:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from conch.backend.api import Host, ModelFiles, Placement
 from conch.backend.batch import drop_cancelled
+from conch.backend.counters import counters
 from conch.observe.stats import ModelStats
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.error import invalid
@@ -64,7 +65,7 @@ class IdentityModel:
     def instance(self, placement: Placement) -> IdentityInstance:
         number = placement.name.rpartition("_")[2]
         factor = max(1, self._multiplier * int(number)) if number.isdecimal() else 1
-        return IdentityInstance(self._spec, self._host, self._stats, self._delay * factor)
+        return IdentityInstance(self._spec, self._host, counters(self._stats, placement), self._delay * factor)
 
     def ready(self) -> bool:
         return True

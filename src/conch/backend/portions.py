@@ -12,12 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from conch.backend.api import ThreadInstance
-from conch.pb.model_config_pb2 import ModelConfig
-from conch.types.error import invalid
 from conch.types.request import InferRequest
 
-#: The parameter of a config that forbids it: "no".
-PARAMETER: Final = "conch_cut_batches"
 #: Runs of a size before its cost is believed, and how much the newest of them then counts.
 ENOUGH: Final = 8
 _NEWEST: Final = 1 / 16
@@ -133,17 +129,6 @@ def cut(rows: Sequence[int], most: int) -> list[int]:
         count += 1
         filled += each
     return [*counts, count] if count else counts
-
-
-def may_cut(config: ModelConfig) -> bool:
-    """Whether batches of the model may run in portions. Raises InferError."""
-    text = config.parameters[PARAMETER].string_value if PARAMETER in config.parameters else "yes"
-    if text not in ("yes", "no"):
-        raise invalid(
-            f"parameter '{PARAMETER}' of model '{config.name}' is '{text}', expected yes or no",
-            "no: a batch is one run, whatever it costs",
-        )
-    return text == "yes" and config.max_batch_size > 1 and config.HasField("dynamic_batching")
 
 
 class Portioned:

@@ -80,6 +80,7 @@ RULES: Final[dict[str, Rule]] = {
                                   "response_cache"),
     "cache-suits-transactions": Rule(_E, "a stream of answers cannot be remembered", "response_cache"),
     "metrics-are-complete": Rule(_E, "a metric is chosen by its family", "model_metrics"),
+    "metric-buckets-are-sound": Rule(_E, "the buckets of a histogram follow one another", "model_metrics"),
     # Inputs and outputs.
     "inputs-are-sound": Rule(_E, "requests are checked against the inputs' names, types and dims", "input"),
     "outputs-are-sound": Rule(_E, "answers are made from the outputs' names, types and dims", "output"),

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from conch.backend.find import BACKENDS
 from conch.check.finding import Change, MakeFolder, Move
-from conch.check.layout import MODEL_FILES, contents, is_file, is_model
+from conch.check.layout import MODEL_FILES, contents, is_file, is_folder, is_model
 from conch.check.locate import entry_named
 from conch.check.outline import Field
 from conch.check.subject import Subject
@@ -58,7 +58,7 @@ def model_files_are_there(subject: Subject) -> None:
             path = path / "model.onnx"
         if is_file(path):
             _is_complete(subject, path)
-        elif not _is_folder(path):
+        elif not is_folder(path):
             _missing(subject, folder, name)
 
 
@@ -179,13 +179,6 @@ def _is_complete(subject: Subject, path: Path) -> None:
             "fetch the content: git lfs pull",
             at=path,
         )
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
 
 
 def _scalar_of(root: Field, name: str, text: str) -> Field | None:

@@ -65,6 +65,14 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_folder(path: Path) -> bool:
+    """As `is_file`."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def contents(path: Path) -> tuple[list[str], list[str]]:
     """Names of folders and of files, without hidden ones; nothing of what cannot be read."""
     try:

@@ -218,7 +218,9 @@ _ROWS: Final = (
     ("memory", "memory-budget", "<<device>=<amount>>", memory_budget,
      ("Memory that models and the server may take together: 6GiB, or ram=6GiB,gpu:0=40GiB. Those used the longest time "
      "ago sleep, and are loaded again when they are asked. Default is no limit. Not in Triton."), "memory.budget"),
-    ("memory", "pinned-memory-pool-byte-size", _I, _BYTES, "Bytes of pinned memory. Default is 268435456."),
+    ("memory", "pinned-memory-pool-byte-size", _I, _BYTES,
+     "Bytes of the host's memory that copies from and to GPUs go through; 0 for none. Default is 268435456.",
+     "gpu.pinned_bytes"),
     ("memory", "cuda-memory-pool-byte-size", "<<integer>:<integer>>", _GPU_BYTES, "Bytes of a GPU's memory pool."),
     ("memory", "cuda-virtual-address-size", "<<integer>:<integer>>", _GPU_BYTES,
      "Bytes of a GPU's addresses for each growable state."),

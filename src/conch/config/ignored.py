@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from conch.config import cut_batches, fairness, memory, padding, swap_gate, traffic
+from conch.config.model_metrics import FIRST_RESPONSE, other_families
 from conch.pb.model_config_pb2 import ModelConfig
 
 _ONNX = "onnxruntime"
@@ -47,10 +49,31 @@ _FIELDS: Final[dict[str, Callable[[ModelConfig], bool]]] = {
     "sequence_batching.state.use_growable_memory": lambda config: any(
         state.use_growable_memory for state in config.sequence_batching.state
     ),
-    "model_metrics": lambda config: config.HasField("model_metrics"),
+    f"model_metrics.metric_control (of a family other than {FIRST_RESPONSE})": other_families,
+}
+
+#: Parameters of ours -> the backends that act on them; empty for all.
+_OURS: Final[dict[str, tuple[str, ...]]] = {
+    cut_batches.PARAMETER: cut_batches.BACKENDS,
+    fairness.BY: (),
+    fairness.WEIGHTS: (),
+    memory.PARAMETER: (),
+    padding.PARAMETER: (),
+    swap_gate.PARAMETER: (),
+    traffic.PARAMETER: (),
+    "conch_forest_engine": ("fil",),
 }
 
 
 def ignored_fields(config: ModelConfig) -> list[str]:
     """The fields that `config`, normalised, sets and that do nothing yet, as paths such as `optimization.cuda`."""
-    return [name for name, sets in _FIELDS.items() if sets(config)]
+    fields = [name for name, sets in _FIELDS.items() if sets(config)]
+    return fields + [f"parameters.{name}" for name in sorted(config.parameters) if _in_vain(name, config.backend)]
+
+
+def _in_vain(parameter: str, backend: str) -> bool:
+    """Whether it has a name of ours, and no effect."""
+    if not parameter.startswith("conch_"):
+        return False
+    backends = _OURS.get(parameter)
+    return backends is None or bool(backends and backend not in backends)

@@ -9,6 +9,7 @@ from typing import Final
 from conch.config import batching_rules, ensemble_rules, sequence_rules, tensor_rules
 from conch.config.autofill import PLATFORMS
 from conch.config.memory import memory_wish_is_sound
+from conch.config.model_metrics import metric_buckets_are_sound
 from conch.config.padding import padding_is_sound
 from conch.config.swap_gate import swap_gate_is_sound
 from conch.config.traffic import traffic_is_sound
@@ -125,6 +126,7 @@ MODEL_RULES: Final[tuple[Rule, ...]] = (
     cache_suits_scheduler,
     cache_suits_transactions,
     metrics_are_complete,
+    metric_buckets_are_sound,
     memory_wish_is_sound,
     traffic_is_sound,
     swap_gate_is_sound,

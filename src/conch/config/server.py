@@ -155,6 +155,8 @@ class GpuOptions:
     min_compute_capability: float = 6.0
     #: GPU -> the share of its memory, from 0 to 1, that must not be in use already when an instance is made there.
     load_limits: Mapping[int, float] = field(default_factory=dict)
+    #: Bytes of pinned memory, made with the first model on a GPU.
+    pinned_bytes: int = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from typing import Final
 
 from conch.library.answer import Answer, read
-from conch.types.error import InferError
+from conch.types.error import InferError, foreign
 from conch.types.flow import Flow
 from conch.types.request import InferRequest
 from conch.types.response import FINAL, FailedResponse, InferResponse
@@ -75,7 +75,10 @@ class Many:
         if isinstance(response, FailedResponse):
             found = response.error
         elif response is not FINAL:
-            found = read(request, response)
+            try:
+                found = read(request, response)
+            except Exception as error:  # noqa: BLE001  a sink never raises
+                found = foreign(error)
         self._put(found, final)
 
     def fail(self, request: InferRequest, error: InferError) -> None:

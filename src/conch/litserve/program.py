@@ -20,7 +20,7 @@ from conch.functions.call import stream
 from conch.litserve.api import LitAPI
 from conch.litserve.web import Body, piece, reader, refusal, write
 from conch.pb.model_config_pb2 import ModelConfig
-from conch.types.error import internal
+from conch.types.error import foreign, internal
 
 _log = logging.getLogger("conch.litserve")
 
@@ -209,7 +209,7 @@ def _fail(calls: Sequence[Call], error: Exception) -> None:
         if call.settled:
             continue
         if answer is None or (call.sent and call.request.form.decoupled):
-            call.fail(internal(f"{type(error).__name__}: {error}"))
+            call.fail(foreign(error))
             continue
         _reply(call, answer)
         if call.request.form.decoupled:

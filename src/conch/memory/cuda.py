@@ -1,4 +1,4 @@
-"""Regions of GPU memory that another process shares, through the driver library that comes with every NVIDIA GPU."""
+"""Memory of GPUs, that of other processes too, through the driver library that comes with every NVIDIA GPU."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import weakref
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol
 
 from conch.types.error import InferError, internal, invalid
@@ -14,6 +15,8 @@ from conch.types.tensor import Buffer
 #: Bytes of a cudaIpcMemHandle_t.
 HANDLE_SIZE: Final = 64
 _LAZY_PEER_ACCESS: Final = 1
+#: Pinned memory is so for every GPU.
+_PORTABLE: Final = 1
 
 
 class Driver(Protocol):
@@ -34,7 +37,9 @@ class _Handle(ctypes.Structure):
 
 
 class CudaDriver:
-    """`Driver` over libcuda. Any thread: each call makes the device's primary context current first."""
+    """`Driver` over libcuda. Any thread: each call has the device's primary context, the one that frameworks use, and
+    leaves the thread's own as it was.
+    """
 
     def __init__(self, library: ctypes.CDLL) -> None:
         """Raises CudaError or AttributeError where the library cannot be used."""
@@ -46,11 +51,16 @@ class CudaDriver:
             ("cuInit", (ctypes.c_uint,)),
             ("cuDeviceGet", (ctypes.POINTER(ctypes.c_int), ctypes.c_int)),
             ("cuDevicePrimaryCtxRetain", (ctypes.POINTER(ctypes.c_void_p), ctypes.c_int)),
-            ("cuCtxSetCurrent", (ctypes.c_void_p,)),
+            ("cuCtxPushCurrent_v2", (ctypes.c_void_p,)),
+            ("cuCtxPopCurrent_v2", (ctypes.POINTER(ctypes.c_void_p),)),
             ("cuIpcOpenMemHandle_v2", (ctypes.POINTER(address), _Handle, ctypes.c_uint)),
             ("cuIpcCloseMemHandle", (address,)),
             ("cuMemcpyDtoH_v2", (ctypes.c_void_p, address, size)),
             ("cuMemcpyHtoD_v2", (address, ctypes.c_void_p, size)),
+            ("cuMemcpyDtoD_v2", (address, address, size)),
+            ("cuStreamSynchronize", (ctypes.c_void_p,)),
+            ("cuMemHostAlloc", (ctypes.POINTER(ctypes.c_void_p), size, ctypes.c_uint)),
+            ("cuMemFreeHost", (ctypes.c_void_p,)),
         ):
             function = getattr(library, name)
             function.argtypes = arguments
@@ -58,37 +68,66 @@ class CudaDriver:
         self._call("cuInit", 0)
 
     def open(self, device: int, handle: bytes) -> int:
-        self._enter(device)
         address = ctypes.c_uint64()
-        self._call("cuIpcOpenMemHandle_v2", ctypes.byref(address), _Handle.from_buffer_copy(handle), _LAZY_PEER_ACCESS)
+        with self._on(device):
+            self._call(
+                "cuIpcOpenMemHandle_v2", ctypes.byref(address), _Handle.from_buffer_copy(handle), _LAZY_PEER_ACCESS
+            )
         return address.value
 
     def close(self, device: int, address: int) -> None:
-        self._enter(device)
-        self._call("cuIpcCloseMemHandle", address)
+        with self._on(device):
+            self._call("cuIpcCloseMemHandle", address)
 
     def read(self, device: int, address: int, size: int) -> bytearray:
-        self._enter(device)
         data = bytearray(size)
         if size:
             into = (ctypes.c_ubyte * size).from_buffer(data)
-            self._call("cuMemcpyDtoH_v2", ctypes.addressof(into), address, size)
+            with self._on(device):
+                self._call("cuMemcpyDtoH_v2", ctypes.addressof(into), address, size)
         return data
 
     def write(self, device: int, address: int, data: Buffer) -> None:
-        self._enter(device)
         raw = bytes(data)
         if raw:
-            self._call("cuMemcpyHtoD_v2", address, raw, len(raw))
+            with self._on(device):
+                self._call("cuMemcpyHtoD_v2", address, raw, len(raw))
 
-    def _enter(self, device: int) -> None:
+    def copy(self, device: int, address: int, begin: int, size: int) -> None:
+        """Begin to copy `size` bytes of the device from `begin` to `address`; see `finish`."""
+        if size:
+            with self._on(device):
+                self._call("cuMemcpyDtoD_v2", address, begin, size)
+
+    def finish(self, device: int) -> None:
+        """Wait for what `copy` and `write` have begun."""
+        with self._on(device):
+            self._call("cuStreamSynchronize", None)
+
+    def host_alloc(self, device: int, size: int) -> int:
+        """The address of `size` bytes of the host's memory that all GPUs copy from and to by themselves."""
+        address = ctypes.c_void_p()
+        with self._on(device):
+            self._call("cuMemHostAlloc", ctypes.byref(address), size, _PORTABLE)
+        return address.value or 0
+
+    def host_free(self, device: int, address: int) -> None:
+        with self._on(device):
+            self._call("cuMemFreeHost", address)
+
+    @contextlib.contextmanager
+    def _on(self, device: int) -> Iterator[None]:
         context = self._contexts.get(device)
         if context is None:
             number, context = ctypes.c_int(), ctypes.c_void_p()
             self._call("cuDeviceGet", ctypes.byref(number), device)
             self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), number)
             self._contexts[device] = context
-        self._call("cuCtxSetCurrent", context)
+        self._call("cuCtxPushCurrent_v2", context)
+        try:
+            yield
+        finally:
+            self._call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
 
     def _call(self, name: str, *arguments: Any) -> None:
         result = getattr(self._library, name)(*arguments)
@@ -97,12 +136,24 @@ class CudaDriver:
 
 
 @functools.cache
-def find_driver() -> Driver | None:
+def find_driver() -> CudaDriver | None:
     """The machine's CUDA; None where there is none. Asked for once: GPUs do not come later."""
     try:
         return CudaDriver(ctypes.CDLL("libcuda.so.1"))
     except (OSError, AttributeError, CudaError):
         return None
+
+
+def reader(device: int) -> Callable[[int, int], Buffer]:
+    """Copies so many bytes from an address on GPU `device` to the host. Blocks; raises CudaError."""
+
+    def read(address: int, size: int) -> Buffer:
+        driver = find_driver()
+        if driver is None:
+            raise CudaError("libcuda.so.1 cannot be used")
+        return driver.read(device, address, size)
+
+    return read
 
 
 class CudaRegion:

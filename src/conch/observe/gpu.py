@@ -74,16 +74,26 @@ class Nvml:
 
     def _find(self, gpu: Gpu) -> tuple[str, Any] | None:
         """Parts of a GPU that MIG makes have names of their own; CUDA does not say which of both it is."""
+        said = []
         for prefix in ("GPU-", "MIG-"):
             try:
                 return prefix + gpu.uuid, self.module.nvmlDeviceGetHandleByUUID((prefix + gpu.uuid).encode())
-            except self.module.NVMLError:
-                continue
-        _log.warning("NVML does not know GPU %d (%s, %s): there are no metrics of it", gpu.device, gpu.name, gpu.uuid)
+            except self.module.NVMLError as error:
+                said.append(f"{prefix}{gpu.uuid}: {error}")
+        _log.warning("there are no metrics of GPU %d (%s), NVML says of %s", gpu.device, gpu.name, ", of ".join(said))
         return None
+
+    def count(self) -> int:
+        """How many GPUs the driver has, whatever is shown to this process and however MIG divides them; 0: unknown."""
+        try:
+            return int(self.module.nvmlDeviceGetCount())
+        except self.module.NVMLError:
+            return 0
 
     def memory(self, device: int) -> tuple[int, int]:
         """Bytes of a GPU in all and in use, by whomever. Raises LookupError where they cannot be read."""
+        if device not in self.devices:
+            raise LookupError("NVML does not know it")
         try:
             found = self.module.nvmlDeviceGetMemoryInfo(self.devices[device][1])
         except self.module.NVMLError as error:
@@ -187,7 +197,7 @@ def load_limit(limits: Mapping[int, float], nvml: Nvml) -> Callable[[int, str], 
             return
         try:
             total, used = nvml.memory(device)
-        except (KeyError, LookupError) as error:
+        except LookupError as error:
             raise InferError(
                 Code.UNAVAILABLE,
                 f"can not create model '{instance}': the memory in use of GPU {device} cannot be read: {error}",

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from conch.config.model_metrics import first_response_ms
+from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.error import InferError
 from conch.types.request import InferRequest, ResponseSink
 from conch.types.response import FINAL, FailedResponse, InferResponse
 
+_log = logging.getLogger("conch")
+
 #: Quantiles and the errors in rank that are allowed, in Triton's order.
 QUANTILES: Final = ((0.5, 0.05), (0.9, 0.01), (0.95, 0.001), (0.99, 0.001), (0.999, 0.001))
-#: Upper ends of the buckets of first responses, in milliseconds.
+#: Upper ends of the buckets of first responses where a model has none of its own, in milliseconds.
 FIRST_MS: Final = (100, 500, 2000, 5000)
-_FIRST_NS: Final = tuple([end * 1_000_000 for end in FIRST_MS])
 #: Values are kept by their logarithms, to half a percent; a slot has those of ten seconds, a window has six slots.
 _SCALE: Final = 1 / math.log(1.01)
 _SLOT_NS: Final = 10_000_000_000
@@ -146,10 +151,52 @@ def _place(ns: int) -> int:
     return math.ceil(math.log(ns) * _SCALE) if ns > 0 else -1
 
 
+_SUMMARIES: Final = (
+    "request", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss",
+)  # fmt: skip
+
+
+def together(summaries: Sequence[Summary]) -> Summary:
+    """One summary of all that these were told, a copy. Not locked."""
+    found = Summary()
+    slots: dict[int, dict[int, int]] = {}
+    for each in summaries:
+        found.count += each.count
+        found.ns += each.ns
+        for slot, held in each._slots:
+            mine = slots.setdefault(slot, {})
+            for place, count in held.items():
+                mine[place] = mine.get(place, 0) + count
+    found._slots = sorted(slots.items(), key=lambda each: each[0])
+    return found
+
+
+class FirstResponses:
+    """How long clients waited for their first response, in buckets. Any thread."""
+
+    __slots__ = ("_ends_ns", "_lock", "counts", "ends_ms", "ns")
+
+    def __init__(self, ends_ms: Sequence[float] = FIRST_MS) -> None:
+        """`ends_ms` are the upper ends of the buckets, in milliseconds, ascending."""
+        self._lock = threading.Lock()
+        self.ends_ms = tuple(ends_ms)
+        self._ends_ns = tuple([end * 1_000_000 for end in ends_ms])
+        #: How many came within each bucket, and later, and the sum of their times.
+        self.counts = [0] * (len(ends_ms) + 1)
+        self.ns = 0
+
+    def observe(self, durations_ns: Iterable[int]) -> None:
+        with self._lock:
+            for ns in durations_ns:
+                self.counts[bisect_left(self._ends_ns, ns)] += 1
+                self.ns += ns
+
+
 class Latencies:
     """Of one model version, from its load on. Any thread. Errors count for nothing: to fail fast is not to be fast."""
 
-    def __init__(self, details: Details, *, decoupled: bool) -> None:
+    def __init__(self, details: Details, *, decoupled: bool, first: FirstResponses | None = None) -> None:
+        """`first` is where first responses go if not into buckets of its own; none are where nobody asks for them."""
         self.details = details
         self._decoupled = decoupled
         self._lock = threading.Lock()
@@ -161,21 +208,21 @@ class Latencies:
         self._compute = (self.compute_input, self.compute_infer, self.compute_output)
         self.cache_hit = Summary()
         self.cache_miss = Summary()
-        #: How many first responses came within each of `FIRST_MS`, and later, and the sum of their times; None where
-        #: nobody asks.
-        self.first = [0] * (len(FIRST_MS) + 1) if details.histograms else None
-        self.first_ns = 0
+        self.first = (first or FirstResponses()) if details.histograms else None
+
+    def beside(self) -> Latencies:
+        """Others for some of the version's instances: quantiles of their own, and the same first responses."""
+        return Latencies(self.details, decoupled=self._decoupled, first=self.first)
 
     def executed(self, requests: Sequence[InferRequest], start_ns: int, compute: Sequence[int], end_ns: int) -> None:
         """As `ModelStats.executed`; `compute` is input, inference and output in nanoseconds, empty of hits."""
         if not requests:
             return
+        if self.first is not None and not self._decoupled:
+            self.first.observe([end_ns - request.received_ns for request in requests])
+        if not self.details.summaries:
+            return
         with self._lock:
-            if not self._decoupled:
-                for request in requests:
-                    self._first(end_ns - request.received_ns)
-            if not self.details.summaries:
-                return
             for request in requests:
                 self.request.observe(end_ns - request.received_ns, end_ns)
                 self.queue.observe(start_ns - request.queued_ns, end_ns)
@@ -203,17 +250,7 @@ class Latencies:
     def watch(self, request: InferRequest) -> None:
         """The scheduler has taken `request`: its first response is to be timed if its model may answer more often."""
         if self._decoupled and self.first is not None:
-            request.sink = _FirstSink(request.sink, self)
-
-    def responded_first(self, ns: int) -> None:
-        """A request has had its first response, so long after it had come."""
-        with self._lock:
-            self._first(ns)
-
-    def _first(self, ns: int) -> None:
-        if self.first is not None:
-            self.first[bisect_left(_FIRST_NS, ns)] += 1
-            self.first_ns += ns
+            request.sink = _FirstSink(request.sink, self.first)
 
     def shown(self, summary: Summary, now_ns: int) -> tuple[int, int, list[float]]:
         """Count, sum in microseconds and quantiles of one of the summaries."""
@@ -222,19 +259,38 @@ class Latencies:
             return summary.count, summary.ns // 1000, quantiles
 
 
-def latencies_of(details: Details, *, decoupled: bool) -> Latencies | None:
+def joined(parts: Sequence[Latencies]) -> Latencies | None:
+    """A copy with the quantiles of all `parts`, which share their first responses; None where there are none."""
+    if not parts:
+        return None
+    found = parts[0].beside()
+    with contextlib.ExitStack() as locked:
+        for each in parts:
+            locked.enter_context(each._lock)
+        for name in _SUMMARIES:
+            setattr(found, name, together([getattr(each, name) for each in parts]))
+    return found
+
+
+def latencies_of(details: Details, config: ModelConfig, *, decoupled: bool) -> Latencies | None:
     """Of a version that is loaded; None where sums are enough."""
-    return Latencies(details, decoupled=decoupled) if details.single else None
+    ends = first_response_ms(config)
+    if ends is not None and not details.histograms:
+        _log.warning(
+            "model '%s': the buckets in its 'model_metrics' have no effect without "
+            "--metrics-config=histogram_latencies=true", config.name,
+        )  # fmt: skip
+    return Latencies(details, decoupled=decoupled, first=FirstResponses(ends or FIRST_MS)) if details.single else None
 
 
 class _FirstSink:
     """Times the first response; everything else is the sink's that it stands for."""
 
-    __slots__ = ("_inner", "_latencies", "_waits")
+    __slots__ = ("_first", "_inner", "_waits")
 
-    def __init__(self, inner: ResponseSink, latencies: Latencies) -> None:
+    def __init__(self, inner: ResponseSink, first: FirstResponses) -> None:
         self._inner = inner
-        self._latencies = latencies
+        self._first = first
         self._waits = True
 
     def __getattr__(self, name: str) -> Any:
@@ -244,7 +300,7 @@ class _FirstSink:
         if self._waits and response is not FINAL:
             self._waits = False
             if not isinstance(response, FailedResponse):
-                self._latencies.responded_first(time.monotonic_ns() - request.received_ns)
+                self._first.observe((time.monotonic_ns() - request.received_ns,))
         self._inner.reply(request, response, final)
 
     def fail(self, request: InferRequest, error: InferError) -> None:

@@ -8,48 +8,19 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
-from typing import Protocol
 
-from conch.observe.latencies import FIRST_MS, Latencies, Summary
+from conch.observe.latencies import FirstResponses, Latencies, Summary
 from conch.observe.process import Machine
+from conch.observe.series import Metered, Series, series_of
 from conch.observe.stats import CacheStats, ModelStats, Reason
-
-#: What a label's name cannot hold.
-_NO_NAME = re.compile(r"[^A-Za-z0-9_]")
 
 #: What the names of the server's own metrics begin with.
 _OWN = ("nv_inference_", "nv_model_", "nv_cache_", "nv_cpu_", "nv_gpu_", "nv_energy_", "conch_")
 
 CONTENT_TYPE = "text/plain; charset=utf-8"
-
-
-class Metered(Protocol):
-    """One version of a model, as the page sees it."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def version(self) -> int: ...
-    @property
-    def stats(self) -> ModelStats: ...
-    @property
-    def namespace(self) -> str:
-        """The repository that the model lies in, where that matters; else empty."""
-
-    @property
-    def tags(self) -> Mapping[str, str]:
-        """The config's `metric_tags`."""
-
-    @property
-    def gpus(self) -> Sequence[int]:
-        """The GPUs that its instances are on."""
-
-    def pending(self) -> int:
-        """Requests that wait for an instance."""
 
 
 #: The per-model counters after the failures, in Triton's order: name, help text, value.
@@ -199,37 +170,36 @@ def render(
     """The whole page. `machine` None leaves the CPU gauges out, `cache` None those of a cache in this process.
 
     `latency_counters` False leaves the sums of durations out, and the counters of models with a response cache.
-    `gpus` are the names of GPUs by number: a model that is on one GPU alone has its name as a label.
+    `gpus` are the names of GPUs by number: models have a series more for each of them that they are on.
     Versions are read without a lock: the counters of one line may be a request younger than those of another.
     """
     page = _Page()
-    models = [(_labels(each) | (_gpu_label(each, gpus) if gpus else {}), each) for each in versions]
-    if models:
+    series = series_of(versions, gpus or {})
+    if series:
         page.family(
             "nv_inference_request_success", "counter", "Number of successful inference requests, all batch sizes"
         )
-        for labels, each in models:
-            page.sample(join(labels), each.stats.success.count)
+        for each in series:
+            page.sample(join(each.labels), each.stats.success.count)
         page.family("nv_inference_request_failure", "counter", "Number of failed inference requests, all batch sizes")
-        for labels, each in models:
+        for each in series:
             for reason in Reason:
-                page.sample(join({**labels, "reason": reason.value}), each.stats.failures[reason])
-        series = [(join(labels), each) for labels, each in models]
-        page.counters([row for row in _COUNTERS if latency_counters or row[0] not in _LATENCY_COUNTERS], series)
-        cached = [(shown, each) for shown, each in series if each.stats.cached]
-        page.counters(_CACHE_COUNTERS, cached if latency_counters else ())
+                page.sample(join({**each.labels, "reason": reason.value}), each.stats.failures[reason])
+        shown = [(join(each.labels), each) for each in series]
+        page.counters([row for row in _COUNTERS if latency_counters or row[0] not in _LATENCY_COUNTERS], shown)
+        page.counters(_CACHE_COUNTERS, [row for row in shown if row[1].cached] if latency_counters else ())
         page.family(
             "nv_inference_pending_request_count",
             "gauge",
             "Instantaneous number of pending requests awaiting execution per-model.",
         )
-        for shown, each in series:
-            page.sample(shown, each.pending())
+        for labels, each in shown:
+            page.sample(labels, each.pending)
         page.family("nv_model_load_duration_secs", "gauge", "Model load time in seconds")
-        for shown, each in series:
-            page.sample(shown, each.stats.load_seconds)
-        page.counters(_PADDING_COUNTERS, [(shown, each) for shown, each in series if each.stats.pads])
-        page.latencies([(labels, each.stats) for labels, each in models])
+        for labels, each in shown:
+            page.sample(labels, each.stats.load_seconds)
+        page.counters(_PADDING_COUNTERS, [row for row in shown if row[1].stats.pads])
+        page.latencies(series)
     if machine is not None:
         page.family("nv_cpu_utilization", "gauge", "CPU utilization rate [0.0 - 1.0]")
         page.sample("", machine.cpu)
@@ -254,7 +224,7 @@ class _Page:
         self._lines.append(f"# HELP {name} {text}\n# TYPE {name} {kind}\n")
 
     def counters(
-        self, rows: Iterable[tuple[str, str, Callable[[ModelStats], int]]], series: Sequence[tuple[str, Metered]]
+        self, rows: Iterable[tuple[str, str, Callable[[ModelStats], int]]], series: Sequence[tuple[str, Series]]
     ) -> None:
         """A family for each row, with a line for each model; nothing where there are no models."""
         for name, text, value in rows if series else ():
@@ -262,41 +232,41 @@ class _Page:
             for labels, each in series:
                 self.sample(labels, value(each.stats))
 
-    def latencies(self, models: Iterable[tuple[dict[str, str], ModelStats]]) -> None:
+    def latencies(self, series: Iterable[Series]) -> None:
         """Histograms and summaries of the models that have them."""
-        asked = [(labels, stats, stats.latencies) for labels, stats in models if stats.latencies is not None]
-        timed = [(labels, each, each.first) for labels, _, each in asked if each.first is not None]
+        asked = [(each, each.stats.latencies) for each in series if each.stats.latencies is not None]
+        timed = [(each, latencies.first) for each, latencies in asked if latencies.first is not None]
         if timed:
             self.family(
                 "nv_inference_first_response_histogram_ms",
                 "histogram",
                 "Duration from request to first response in milliseconds",
             )
-            for labels, each, first in timed:
-                self.histogram(labels, FIRST_MS, first, each.first_ns // 1_000_000)
+            for each, first in timed:
+                self.histogram(each.labels, FirstResponses(first.ends_ms) if each.gpu else first)
         now = time.monotonic_ns()
-        for name, text, which in _SUMMARIES if any(each.details.summaries for _, _, each in asked) else ():
+        for name, text, which in _SUMMARIES if any(latencies.details.summaries for _, latencies in asked) else ():
             # Hits and misses together would be no one distribution.
-            series = [
-                (labels, each)
-                for labels, stats, each in asked
-                if (stats.cached if name in _CACHE_SUMMARIES else not stats.cached or name != _REQUEST_SUMMARY)
+            told = [
+                (each.labels, latencies)
+                for each, latencies in asked
+                if (each.cached if name in _CACHE_SUMMARIES else not each.cached or name != _REQUEST_SUMMARY)
             ]
-            if series:
+            if told:
                 self.family(name, "summary", text)
-            for labels, each in series:
-                count, total, values = each.shown(which(each), now)
+            for labels, latencies in told:
+                count, total, values = latencies.shown(which(latencies), now)
                 self.sample(join(labels), count, "_count")
                 self.sample(join(labels), total, "_sum")
-                for (quantile, _), value in zip(each.details.quantiles, values, strict=True):
+                for (quantile, _), value in zip(latencies.details.quantiles, values, strict=True):
                     self.sample(join({**labels, "quantile": plain(quantile)}), value)
 
-    def histogram(self, labels: dict[str, str], ends: Sequence[int], within: Sequence[int], total: int) -> None:
-        """The lines of one series: `within` counts the values in each bucket, and beyond the last."""
-        counts = list(itertools.accumulate(within))
+    def histogram(self, labels: Mapping[str, str], first: FirstResponses) -> None:
+        """The lines of one series."""
+        counts = list(itertools.accumulate(first.counts))
         self.sample(join(labels), counts[-1], "_count")
-        self.sample(join(labels), total, "_sum")
-        for end, count in zip([*map(plain, ends), "+Inf"], counts, strict=True):
+        self.sample(join(labels), first.ns // 1_000_000, "_sum")
+        for end, count in zip([*map(plain, first.ends_ms), "+Inf"], counts, strict=True):
             self.sample(join({**labels, "le": end}), count, "_bucket")
 
     def sample(self, labels: str, value: float, part: str = "") -> None:
@@ -320,18 +290,6 @@ def plain(value: float) -> str:
         return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
     text = format(Decimal(repr(value)), "f")
     return text.removesuffix(".0")
-
-
-def _labels(version: Metered) -> dict[str, str]:
-    # A tag's key may be anything; one odd key must not make the whole page unreadable. Two underscores are reserved.
-    tags = {"_" + _NO_NAME.sub("_", key).lstrip("_"): value for key, value in version.tags.items()}
-    space = {"namespace": version.namespace} if version.namespace else {}
-    return {**tags, **space, "model": version.name, "version": str(version.version)}
-
-
-def _gpu_label(version: Metered, gpus: Mapping[int, str]) -> dict[str, str]:
-    used = [gpus[number] for number in version.gpus if number in gpus]
-    return {"gpu_uuid": used[0]} if len(used) == 1 else {}
 
 
 def join(labels: Mapping[str, str]) -> str:

@@ -103,7 +103,7 @@ class ModelStats:
     """What happened to the requests of one model version since it was loaded.
 
     Any thread may write. `success`, `queue` and the compute durations count requests, `inferences` counts batch rows,
-    `executions` counts runs of the model.
+    `executions` counts runs of the model. What instances on GPUs do is counted in `gpus` instead, see `gpu_stats`.
     """
 
     def __init__(self, latencies: Latencies | None = None) -> None:
@@ -127,6 +127,8 @@ class ModelStats:
         #: Whether the model has a response cache.
         self.cached = False
         self.failures = dict.fromkeys(Reason, 0)
+        #: GPU, by number -> what the instances on it did.
+        self.gpus: dict[int, ModelStats] = {}
         self.batches: dict[int, BatchDurations] = {}
         self.responses: dict[int, ResponseDurations] = {}
         #: Seconds that the load took.
@@ -308,7 +310,8 @@ class ModelStats:
     def composed_more(self, request: InferRequest, compute: Compute, before: Compute) -> None:
         """The last step of an ensemble's request tells its times after the answer; `before` they were the sum."""
         with self._lock:
-            batch = self.batches[request.form.rows]
+            # The sum was asked for, and is perhaps not counted yet: another thread does it.
+            batch = self._of(request.form.rows)
             own = (self.compute_input, self.compute_infer, self.compute_output)
             for duration, ns in zip(own, compute, strict=True):
                 duration.ns += ns
@@ -341,15 +344,19 @@ class ModelStats:
 
     def _batch(self, rows: int, into: int, run: int, out: int) -> None:
         """One more execution of so many rows; nanoseconds."""
-        batch = self.batches.get(rows)
-        if batch is None:
-            batch = self.batches[rows] = BatchDurations()
+        batch = self._of(rows)
         batch.compute_input.count += 1
         batch.compute_input.ns += into
         batch.compute_infer.count += 1
         batch.compute_infer.ns += run
         batch.compute_output.count += 1
         batch.compute_output.ns += out
+
+    def _of(self, rows: int) -> BatchDurations:
+        batch = self.batches.get(rows)
+        if batch is None:
+            batch = self.batches[rows] = BatchDurations()
+        return batch
 
     def padded(self, real: int, elements: int) -> None:
         """A batch had so many `real` elements in its padded inputs, and so many with the padding."""

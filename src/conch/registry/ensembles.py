@@ -23,6 +23,7 @@ from conch.registry.served import ServedVersion
 from conch.repository.api import StoredModel
 from conch.schedule.api import Scheduler
 from conch.schedule.ensemble import EnsembleScheduler
+from conch.schedule.ensemble_devices import residence, staying
 from conch.schedule.ensemble_forms import Cast, Prepare
 from conch.schedule.ensemble_graph import graph_of
 from conch.schedule.ensemble_pace import Post
@@ -79,8 +80,10 @@ class EnsembleLoader:
         if before is not None and goes_on:
             stats = before.stats
         else:
-            stats = ModelStats(latencies_of(self._details, decoupled=spec.decoupled))
-        cast = Cast(graph_of(complete, stages), members, spec, self._prepare)
+            stats = ModelStats(latencies_of(self._details, complete, decoupled=spec.decoupled))
+        graph = graph_of(complete, stages)
+        stays = staying(graph, [residence(member.config, member.loaded) for member in members])
+        cast = Cast(graph, members, spec, self._prepare, stays)
         limit = complete.ensemble_scheduling.max_inflight_requests
         scheduler: Scheduler = EnsembleScheduler(cast, stats, self._post, limit)
         if self._remember is not None and complete.response_cache.enable:

@@ -201,7 +201,7 @@ class Loader:
         spec = with_labels(model_spec(config, version), config, stored.directory)
         # The direct strategy of sequences has rows without a request.
         rows = config.HasField("sequence_batching") and not config.sequence_batching.HasField("oldest")
-        stats = (RowStats if rows else ModelStats)(latencies_of(self._details, decoupled=spec.decoupled))
+        stats = (RowStats if rows else ModelStats)(latencies_of(self._details, config, decoupled=spec.decoupled))
         return Outline(config, spec, stats, stored, key, backend, host, time.monotonic() - begun)
 
     def _open(

@@ -49,8 +49,8 @@ class StoredModel:
     namespace: str = ""
     #: Called when the versions of this load serve, before `release`; never called when the load failed.
     served: Callable[[], None] = _keep
-    #: Called when the versions of this load are taken from service and still answer what they have, any number of
-    #: times before `release`. Where that moment is not known it is left out.
+    #: Called when the last version of this load has answered all it had and is about to be closed, any number of times
+    #: before `release`. Where that moment is not known it is left out.
     leaves: Callable[[], None] = _keep
     #: Where the model comes from when `directory` is a copy made for one load; empty where it is the place itself.
     place: str = ""

@@ -114,6 +114,9 @@ class Downloads:
                 break
             brought = True
             self._bring_missing(bucket, cache, model, [(file, names[file]) for file in missing.values()], here, quiet)
+        for file in names:
+            if file.path not in here:
+                raise ChangedError(f"another server has removed {model}/{file.path} from the cache")
         return here, brought
 
     def _bring_missing(

@@ -7,8 +7,9 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -48,6 +49,11 @@ class Watcher:
         self._roots = {str(way): str(root.absolute()) for root in roots for way in (root.absolute(), root.resolve())}
         self._changes = Changes()
         self._folders: dict[str, Path] = {}
+        #: Every folder of a model that was ever there.
+        self._seen: set[str] = set()
+        #: Repositories that are not there now.
+        self._gone: set[str] = set()
+        self._again = False
         #: What changed last in a model's folder, for messages.
         self._last: dict[str, str] = {}
         self._begun = threading.Event()
@@ -83,11 +89,18 @@ class Watcher:
                 self._stop.wait(_AGAIN)
 
     def _follow(self) -> None:
-        from watchfiles import watch  # noqa: PLC0415  only servers with --watch need it
+        """Until a repository goes, comes, or is another folder. What happened since it was followed last is found by
+        looking at every model."""
+        from watchfiles import Change, watch  # noqa: PLC0415  only servers with --watch need it
 
-        roots = sorted(set(self._roots.values()))
+        there = self._there()
+        self._tell(set(self._roots.values()).difference(there))
+        if not there:
+            self._stop.wait(_AGAIN)
+            return
+        look = True
         for found in watch(
-            *roots,
+            *there,
             watch_filter=None,
             debounce=_DEBOUNCE,
             step=_STEP,
@@ -99,12 +112,41 @@ class Watcher:
             now = time.monotonic()
             while not self._over.empty():
                 self._report(*self._over.get())
+            if look:
+                self._look(there, now)
+                look = False
             for _, path in found:
                 self._note(path, now)
             if self._begun.is_set():
                 self._act()
-            for root in roots:
-                os.stat(root)  # noqa: PTH116  raises where it is gone, and then is watched anew once it is back
+            # The kernel follows a folder, not its name; the next one may have its number.
+            if self._there() != there or any(kind is Change.deleted and path in self._roots for kind, path in found):
+                return
+
+    def _there(self) -> dict[str, tuple[int, int]]:
+        """The repositories that are there, and which folder each of them is."""
+        found = {}
+        for root in sorted(set(self._roots.values())):
+            with suppress(OSError):
+                looks = os.stat(root)  # noqa: PTH116  the text is at hand
+                found[root] = looks.st_dev, looks.st_ino
+        return found
+
+    def _tell(self, gone: set[str]) -> None:
+        for root in sorted(gone - self._gone):
+            log.warning("watch: the folder '%s' is gone; its models stay as they are until it is back", root)
+        for root in sorted(self._gone - gone):
+            log.info("watch: the folder '%s' is back", root)
+        self._gone = gone
+
+    def _look(self, roots: Collection[str], now: float) -> None:
+        """But for the first time, take every model for changed: to load what has not is to do nothing."""
+        here = {str(folder) for root in roots for folder in Path(root).iterdir()}
+        if self._again:
+            for folder in sorted(here.union([each for each in self._seen if str(Path(each).parent) in roots])):
+                self._note(folder, now)
+        self._seen |= here
+        self._again = True
 
     def _note(self, path: str, now: float) -> None:
         found = place(path, tuple(self._roots))
@@ -112,7 +154,8 @@ class Watcher:
             return
         root = self._roots[found.root]
         name = identity(root, found.model) if self._namespacing else found.model
-        self._folders[name] = Path(root) / found.model
+        folder = self._folders[name] = Path(root) / found.model
+        self._seen.add(str(folder))
         self._last[name] = "/".join(found.rest)
         self._changes.changed(name, self._last[name], _when(path, now))
 
@@ -122,7 +165,7 @@ class Watcher:
             return
         # Another repository may have, or get, a model of that name.
         gone = [name for name in waiting if not self._folder(name).is_dir()]
-        due = self._changes.due(time.monotonic(), gone)
+        due = [name for name in self._changes.due(time.monotonic(), gone) if self._folder(name).parent.is_dir()]
         wanted = self._registry.wanted() if due else set()
         for name in due:
             folder = self._folder(name)

@@ -157,6 +157,7 @@ class Chain:
             assert self._task is not None
             run.arrive(self._task, FINAL, error, True)
         else:
+            self._current = None
             self._fail(error)
 
     def computed(self, times: Compute, /) -> None:
@@ -219,5 +220,7 @@ class Chain:
         run = Run(self._owner, self._cast, self._route, self.request, self.started_ns)
         self._task = run.take_over(done, step, self._current, self._meter)
         self._run = run
+        # The task has it now.
+        self._current = None
         self._owner.handed_over(self, run)
         run.arrive(self._task, response, None, final)

@@ -51,11 +51,19 @@ class Prepared:
 
 
 class Cast:
-    """The graph, and who plays in it: `members[i]` runs step i."""
+    """The graph, and who plays in it: `members[i]` runs step i, and may leave its outputs `stays[i]` on its GPU."""
 
-    def __init__(self, graph: Graph, members: Sequence[Version], spec: ModelSpec, prepare: Prepare) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        members: Sequence[Version],
+        spec: ModelSpec,
+        prepare: Prepare,
+        stays: Sequence[frozenset[str]] = (),
+    ) -> None:
         self.graph = graph
         self.members = tuple(members)
+        self.stays = tuple(stays) or (frozenset[str](),) * len(self.members)
         self.spec = spec
         self.prepare = prepare
         batched = [False] * len(graph.tensors)
@@ -137,6 +145,7 @@ class Route:
                 head.steers or sequel != self.sequel,
             ),
         )
+        form.stays = cast.stays[step.number]
         return Prepared(form, tuple([places[place] for place in form.order]))
 
     def _parameters(self, sequel: Sequel) -> dict[str, Parameter]:

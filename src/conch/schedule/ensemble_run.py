@@ -202,6 +202,8 @@ class Run:
         else:
             if final:
                 del self._running[task]
+                # It refers to the task: what it was given must not wait for the collector.
+                task.request = None
                 self._owner.leave(task)
             if isinstance(response, FailedResponse):
                 error = response.error
@@ -258,6 +260,7 @@ class Run:
             prepared.form.submit(request)
         except Exception as raised:  # noqa: BLE001  whatever it is, the request is answered
             self._running.pop(task, None)
+            task.request = None
             if not isinstance(raised, InferError):
                 _log.exception("step %d of ensemble '%s'", step.number, self._cast.graph.name)
             self._fail(raised if isinstance(raised, InferError) else internal(repr(raised)), step)

@@ -2,9 +2,9 @@
 
 Rules: a sequence begins with START and gets the free slot of the lowest number, or waits in a backlog, first come,
 first served; its requests run strictly in order on the instance of its slot; after END, or when it has had nothing to
-do for too long, its slot is given to the backlog; START on a live sequence, or on one whose END is under way, begins
-it anew after what it has waiting; a request that is cancelled or late while it waits ends its sequence and takes the
-others that wait along.
+do for too long, its slot is given to the backlog; START on a live sequence, or on one whose last request is under way,
+begins it anew after what it has waiting; a request that is cancelled or late while it waits ends its sequence and takes
+the others that wait along.
 """
 
 from __future__ import annotations
@@ -145,14 +145,13 @@ class SequenceBatcher:
     def done(self, sequence: Sequence, now: int, *, lost: bool = False) -> SequenceTurn:
         """What runs of `sequence` is settled. `lost`: it was never executed, so what follows it would be wrong."""
         turn = SequenceTurn()
-        request = sequence.running
-        assert request is not None
+        last = self._runs_last(sequence)
         sequence.running = sequence.run = None
-        sequence.resumed = False
-        if lost:
+        sequence.resumed = sequence.dropped = False
+        if lost and not last:
             self._drop(sequence, turn, InferError(Code.CANCELLED, ""), now)
         elif sequence.waiting:
-            if (self._iterative or request.form.flags & END) and self._backlog:
+            if last and self._backlog:
                 # What follows uses the id again: it takes its turn behind those that wait already.
                 self._bequeath(sequence, now)
                 self._backlog[sequence] = None
@@ -205,7 +204,7 @@ class SequenceBatcher:
             if run is not None and not run.cancelled and sequence.running is not None and sequence.running.cancelled:
                 # Now, and not again: what comes after this is meant to run.
                 run.cancelled = True
-                gone = gone or bool(sequence.waiting)
+                gone = gone or (bool(sequence.waiting) and not self._runs_last(sequence))
             if gone and sequence in self._live:
                 self._drop(sequence, turn, InferError(Code.CANCELLED, ""), now)
         turn.ask_at = self.next_deadline
@@ -238,6 +237,12 @@ class SequenceBatcher:
         if at and (not self._deadline or at < self._deadline):
             self._deadline = at
 
+    def _runs_last(self, sequence: Sequence) -> bool:
+        """Whether what runs is the last of its sequence: what waits behind it is another one of the same id."""
+        request = sequence.running
+        assert request is not None
+        return self._iterative or sequence.dropped or bool(request.form.flags & END)
+
     def _ready(self, sequence: Sequence, now: int) -> None:
         sequence.key = self._key(sequence)
         self._lanes[sequence.lane].ready(sequence, now)
@@ -260,13 +265,15 @@ class SequenceBatcher:
 
     def _release(self, sequence: Sequence, now: int) -> None:
         """`sequence` is over; its slot is free for another."""
-        del self._live[sequence]
-        if self._by_id.get(sequence.id) is sequence:
-            del self._by_id[sequence.id]
+        self._forget(sequence)
         if self._backlog:
             self._bequeath(sequence, now)
         else:
             heapq.heappush(self._free, sequence.slot * len(self._lanes) + sequence.lane)
+
+    def _forget(self, sequence: Sequence) -> None:
+        del self._live[sequence]
+        del self._by_id[sequence.id]
 
     def _bequeath(self, sequence: Sequence, now: int) -> None:
         """The slot of `sequence` goes to the first of the backlog."""
@@ -279,20 +286,20 @@ class SequenceBatcher:
         self._ready(heir, now)
 
     def _drop(self, sequence: Sequence, turn: SequenceTurn, error: InferError, now: int) -> None:
-        """`sequence` ends now; what waits of it is refused."""
+        """`sequence` ends now; what waits of it is refused. While a request of it runs it keeps its slot and its id."""
         sequence.ended = True
-        if self._by_id.get(sequence.id) is sequence:
-            del self._by_id[sequence.id]
         turn.refuse.extend([(request, error) for request in sequence.waiting])
         self._waiting -= len(sequence.waiting)
         sequence.waiting.clear()
         self._idle.pop(sequence, None)
         if sequence in self._backlog:
             del self._backlog[sequence]
-            del self._live[sequence]
+            self._forget(sequence)
         elif sequence.running is None:
             self._lanes[sequence.lane].drop(sequence)
             self._release(sequence, now)
+        else:
+            sequence.dropped = True
 
     def _refuse_late(self, turn: SequenceTurn, now: int) -> None:
         self._deadline = 0

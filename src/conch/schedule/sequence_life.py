@@ -19,8 +19,8 @@ class Sequence:
     its last request waits or runs, or it was dropped.
     """
 
-    __slots__ = ("ended", "id", "key", "lane", "ready_ns", "resumed", "run", "running", "since_ns", "slot", "state",
-                 "waiting")  # fmt: skip
+    __slots__ = ("dropped", "ended", "id", "key", "lane", "ready_ns", "resumed", "run", "running", "since_ns", "slot",
+                 "state", "waiting")  # fmt: skip
 
     def __init__(self, id: int | str) -> None:
         self.id = id
@@ -34,6 +34,8 @@ class Sequence:
         #: Whether its first request was given back by the model, to run again.
         self.resumed = False
         self.ended = False
+        #: It was dropped while `running` runs: what waits is another sequence of its id.
+        self.dropped = False
         #: Since when nothing of it waits or runs.
         self.since_ns = 0
         #: Since when its first waiting request may run.

@@ -39,8 +39,6 @@ EXTENSIONS = (
 
 #: Forms remembered; more kinds of request than this at a time are unusual.
 _MAX_FORMS = 1024
-#: The most characters of a head that is remembered: what clients invent must not fill the memory.
-_MAX_TEXT = 4096
 
 
 class Registry(Protocol):
@@ -114,7 +112,7 @@ class Data:
         form = self._forms.get(key)
         if form is None or form.generation != generation:
             form = self._check(head, generation)
-            if _text(head) <= _MAX_TEXT:
+            if head.brief:
                 self._forms[key] = form
         return form
 
@@ -290,12 +288,6 @@ class Data:
         except InferError as error:
             raise invalid(f"requested model version is not available for model '{name}'") from error
         return [each for each in ready if each.spec.version == number]
-
-
-def _text(head: RequestHead) -> int:
-    """Characters that the client chose freely; names of inputs and outputs have been checked against the model's."""
-    values = [each for each in head.parameters.values() if isinstance(each, str)]
-    return sum(map(len, (*head.parameters, *values, *head.outputs)))
 
 
 def _key(head: RequestHead) -> object:

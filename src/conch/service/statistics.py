@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from conch.observe.gpu_stats import whole
 from conch.observe.stats import Duration
 from conch.pb import grpc_service_pb2 as pb
 from conch.schedule.api import Version
 
 
 def write_statistics(version: Version, into: pb.ModelStatistics) -> None:
-    stats = version.stats
+    stats = whole(version.stats)
     into.name = version.spec.name
     into.version = str(version.spec.version)
     into.last_inference = stats.last_inference_ms

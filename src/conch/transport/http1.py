@@ -13,7 +13,7 @@ from conch.protocol.v2.status import error_body
 from conch.transport.bodies import Body, SizedBody, body_of
 from conch.transport.filler import LARGE, Filler
 from conch.transport.heads import MAX_HEAD, BadRequestError, Head, HeadCache
-from conch.transport.uptake import taken, untaken
+from conch.transport.uptake import still_owed, taken, untaken
 from conch.types.flow import Flow
 from conch.types.tensor import Buffer
 
@@ -252,11 +252,8 @@ class Connection(asyncio.Protocol):
 
     def owed(self) -> bool:
         """Whether the client has not taken all that was written; to be asked again and again while the server stops."""
-        if self.unread():
-            return True
-        # Of TLS nothing must be left twice in a row: in between, uvloop has passed on what it had kept back.
-        before, self._owed = self._owed, untaken(self._transport) > 0
-        return before or self._owed
+        owed, self._owed = still_owed(self._transport, self._owed)
+        return owed
 
     def abort(self) -> None:
         """Cut the connection now; what was not written is lost, so that no client takes half an answer for a whole."""

@@ -37,7 +37,7 @@ from conch.transport.http2_limits import Budget, Limits
 from conch.transport.http2_send import Sender, SendingStream
 from conch.transport.http2_upkeep import Step, Upkeep
 from conch.transport.tls import SHUTDOWN_SECONDS
-from conch.transport.uptake import taken, untaken
+from conch.transport.uptake import still_owed, taken, untaken
 
 #: What the application keeps per connection.
 State = TypeVar("State")
@@ -279,11 +279,8 @@ class Connection(asyncio.Protocol, Generic[State]):
         transport = self._transport
         if transport is None:
             return False
-        if transport.get_write_buffer_size():
-            return True
-        # Of TLS nothing must be left twice in a row: in between, uvloop has passed on what it had kept back.
-        before, self._owed = self._owed, untaken(transport) > 0
-        return before or self._owed
+        owed, self._owed = still_owed(transport, self._owed)
+        return owed
 
     def abort(self) -> None:
         """Close at once, without waiting for the peer to read."""

@@ -50,6 +50,17 @@ def untaken(transport: asyncio.Transport) -> int:
     return size
 
 
+def still_owed(transport: asyncio.Transport, before: bool) -> tuple[bool, bool]:
+    """Whether the peer has not taken all that was written, and the `before` to be given when it is asked again.
+
+    Of TLS nothing must be left twice in a row: in between, uvloop has passed on what it had kept back.
+    """
+    if transport.get_write_buffer_size():
+        return True, before
+    now = untaken(transport) > 0
+    return before or now, now
+
+
 def _socket(transport: asyncio.Transport) -> Any:
     """The socket of TCP; None where the transport is something else."""
     sock = transport.get_extra_info("socket")

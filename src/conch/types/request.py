@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from conch.types.error import InferError
 from conch.types.flow import Flow
@@ -16,6 +16,9 @@ from conch.types.tensor import Buffer
 
 if TYPE_CHECKING:
     from conch.types.response import InferResponse
+
+#: The most characters of what clients invent that is remembered of a head: they must not fill the memory.
+MAX_INVENTED: Final = 4096
 
 #: A request or response parameter's value.
 Parameter = bool | int | float | str
@@ -46,6 +49,13 @@ class RequestHead:
     parameters: dict[str, Parameter] = field(default_factory=dict)
     #: Whether priority, timeout and sequence_* among the parameters steer the server; else they too are the model's.
     steers: bool = True
+
+    @property
+    def brief(self) -> bool:
+        """Whether it may be remembered, once its names have been checked against the model's: what clients invent in it
+        is at most `MAX_INVENTED` characters long."""
+        values = [each for each in self.parameters.values() if isinstance(each, str)]
+        return sum(map(len, (*self.parameters, *values, *self.outputs))) <= MAX_INVENTED
 
 
 class Submit(Protocol):
@@ -113,6 +123,9 @@ class RequestForm:
     flags: int = 0
     #: True when some input is BYTES, whose content must be checked per request.
     has_bytes: bool = False
+    #: Names of the outputs that may stay on the GPU that computes them, as `types.device.OnDevice`; see
+    #: `schedule.ensemble_devices`.
+    stays: frozenset[str] = frozenset()
     #: True when the model may answer any number of times (its transaction policy is decoupled).
     decoupled: bool = False
     #: Tells the scheduler that nobody waits for the request any more: it sets `cancelled`; a request that waits leaves

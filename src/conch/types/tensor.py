@@ -20,7 +20,8 @@ class Tensor:
     """`data` holds the elements little-endian and row-major; BYTES elements are a uint32 length and then the bytes.
 
     `shape` is complete: with a leading batch dimension where the model batches. Its product times the element size is
-    `len(data)` (for BYTES: the number of elements).
+    `len(data)` (for BYTES: the number of elements). Between the steps of an ensemble a `types.device.OnDevice` may
+    stand for `data`, where all who read it can take that.
     """
 
     __slots__ = ("data", "datatype", "name", "shape")

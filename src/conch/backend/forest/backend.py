@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from conch.backend.api import Host, ModelFiles, Placement
+from conch.backend.counters import counters
 from conch.backend.forest.answers import Answer
 from conch.backend.forest.complete import both_scores, check_config, complete_config, needs_file, row_dims
 from conch.backend.forest.engine import Engine, choose_engine
@@ -97,7 +98,7 @@ class ForestModel:
             self._engine,
             self._answer(),
             self._explain,
-            self._stats,
+            counters(self._stats, placement),
         )
 
     def ready(self) -> bool:

@@ -11,17 +11,22 @@ from typing import Any, Final
 from conch.backend.agree import check_config
 from conch.backend.api import Host, ModelFiles, Placement, ThreadInstance
 from conch.backend.complete import complete_config, default_max_batch_size, needs_file
+from conch.backend.counters import counters
+from conch.backend.onnx.bound import Placed
 from conch.backend.onnx.instance import OnnxInstance
 from conch.backend.onnx.options import SessionPlan, plan_session, plan_threads
 from conch.backend.onnx.providers import choose_providers, on_gpu, unused_accelerators
 from conch.backend.onnx.session import find_model, open_session, peek, run_options, runtime
 from conch.backend.onnx.signature import read_signature
-from conch.backend.portions import Portioned, may_cut
+from conch.backend.portions import Portioned
 from conch.backend.ragged import read_ragged
 from conch.backend.signature import Signature
+from conch.config.cut_batches import may_cut
 from conch.config.sequence_tensors import with_hidden_entries
+from conch.memory.cuda import find_driver
 from conch.observe.stats import ModelStats
 from conch.pb.model_config_pb2 import ModelConfig
+from conch.types.device import gpu
 from conch.types.dtype import BF16, BYTES
 from conch.types.error import unsupported
 from conch.types.model import ModelSpec
@@ -78,6 +83,8 @@ class OnnxModel:
         self._lock = threading.Lock()
         self._shared: tuple[Any, Signature] | None = None
         self._warned: set[str] = set()
+        #: Whether any instance takes tensors of a GPU; an ensemble may then count on it.
+        self._on_gpu = False
 
     def instance(self, placement: Placement) -> ThreadInstance:
         with self._lock:
@@ -88,10 +95,21 @@ class OnnxModel:
             else:
                 self._shared = self._shared or self._open(placement, sharing=True)
                 session, signature = self._shared
-        made = OnnxInstance(self._spec, signature, session, run_options(self._plan), self._stats, self._ragged)
+        placed = self._placed(placement) if on_gpu(placement) else None
+        made = OnnxInstance(
+            self._spec, signature, session, run_options(self._plan), counters(self._stats, placement),
+            self._ragged, placed, may_lie_elsewhere=self._on_gpu and placed is None,
+        )  # fmt: skip
         if on_gpu(placement) or not self._cuts:
             return made
         return Portioned(made, time.thread_time_ns if self._computes_alone(placement) else time.monotonic_ns)
+
+    def device_tensors(self) -> tuple[frozenset[str], frozenset[str]]:
+        """See `backend.api.Staying`: strings cannot be bound to memory, nor can models that have any."""
+        tensors = (*self._spec.inputs, *self._spec.outputs)
+        if self._ragged is not None or any(each.datatype is BYTES for each in tensors) or find_driver() is None:
+            return frozenset(), frozenset()
+        return frozenset([each.name for each in self._spec.inputs]), frozenset([o.name for o in self._spec.outputs])
 
     def ready(self) -> bool:
         return True
@@ -109,6 +127,14 @@ class OnnxModel:
         check_config(with_hidden_entries(self._config), signature)
         self._refuse_mixture()
         return session, signature
+
+    def _placed(self, placement: Placement) -> Placed | None:
+        """The instance's GPU, where its tensors may lie there."""
+        driver = find_driver()
+        if driver is None or not any(self.device_tensors()):
+            return None
+        self._on_gpu = True
+        return Placed(gpu(placement.device_id), "cuda", driver)
 
     def _computes_alone(self, placement: Placement) -> bool:
         """Whether the caller's thread does all of a run's work."""

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 
 from conch.backend.batch import Batch, Shape
+from conch.backend.onnx.bound import Left, Lying, Placed, run_bound
 from conch.backend.onnx.session import runtime_error
 from conch.backend.onnx.strings import from_strings, not_text, to_strings
 from conch.backend.ragged import Ragged
 from conch.backend.signature import Signature
 from conch.observe.stats import ModelStats
+from conch.types.device import on_device
 from conch.types.dtype import BF16, BYTES
 from conch.types.error import InferError, internal
 from conch.types.model import ModelSpec, TensorSpec
 from conch.types.request import InferRequest
 from conch.types.tensor import Buffer, from_numpy, to_numpy
 
-#: TensorProto.DataType.BFLOAT16, a type that numpy lacks.
-_ONNX_BF16: Final = 16
+_NONE: Final[frozenset[str]] = frozenset()
+Feed = dict[str, np.ndarray[Any, Any] | Lying]
 
 
 class OnnxInstance:
@@ -35,7 +36,12 @@ class OnnxInstance:
         options: Any,
         stats: ModelStats,
         ragged: Ragged | None = None,
+        placed: Placed | None = None,
+        *,
+        may_lie_elsewhere: bool = False,
     ) -> None:
+        """`placed` is the GPU that the session computes on, where its tensors may lie there; `may_lie_elsewhere`: on a
+        CPU, whether inputs may come that lie on a GPU all the same."""
         self._spec = spec
         self._session = session
         self._options = options
@@ -48,7 +54,9 @@ class OnnxInstance:
             self._scalars = frozenset()
         #: BF16 does not pass through numpy: such models run on bound memory, all others (cheaper) on arrays.
         self._binds = any(each.datatype is BF16 for each in (*spec.inputs, *spec.outputs))
-        self._names = [output.name for output in spec.outputs]
+        self._types = {each.name: each.datatype for each in (*spec.inputs, *spec.outputs)}
+        self._placed = placed
+        self._brings = may_lie_elsewhere
 
     def run(self, batch: Sequence[InferRequest]) -> None:
         """Execute and settle every request; what goes wrong goes to all of them. Never raises."""
@@ -56,6 +64,8 @@ class OnnxInstance:
         if not work.requests:
             return
         try:
+            if self._brings:
+                work.bring()
             feed = self._feed(work)
         except (InferError, ValueError) as error:
             work.refuse(error, self.run)
@@ -66,7 +76,8 @@ class OnnxInstance:
         try:
             wanted = work.wanted()
             work.input_end()
-            answers = self._compute(feed, [output.name for output in wanted])
+            stays = _NONE if self._placed is None else work.staying()
+            answers = self._compute(feed, [output.name for output in wanted], stays)
             work.output_start()
             outputs = [self._output(work, *pair) for pair in zip(wanted, answers, strict=True)]
         except InferError as error:
@@ -81,11 +92,16 @@ class OnnxInstance:
     def close(self) -> None:
         self._session = None
 
-    def _feed(self, work: Batch) -> dict[str, np.ndarray[Any, Any]]:
+    def _feed(self, work: Batch) -> Feed:
         """Each input present as an array over the gathered bytes. BF16 as `uint16`."""
-        feed = {}
+        feed: Feed = {}
         for position in work.present():
             spec = self._spec.inputs[position]
+            if self._placed is not None:
+                lying = self._lying(self._placed, work, position)
+                if lying is not None:
+                    feed[spec.name] = lying
+                    continue
             shape, data = work.gather(position)
             if spec.name in self._scalars:
                 shape = ()
@@ -99,28 +115,21 @@ class OnnxInstance:
             feed.update(self._ragged.make(work.requests))
         return feed
 
-    def _compute(self, feed: dict[str, np.ndarray[Any, Any]], names: list[str]) -> list[Any]:
-        if self._binds:
-            return self._compute_bound(feed, names)
-        return self._session.run(names, feed, self._options)  # type: ignore[no-any-return]
+    def _lying(self, placed: Placed, work: Batch, position: int) -> Lying | None:
+        """An input of which some lies on the device; None where all is on the host, or has been brought there."""
+        spec = self._spec.inputs[position]
+        shape, parts = work.parts(position)
+        if all(on_device(each) is None for each in parts):
+            return None
+        found = placed.input(spec.datatype, () if spec.name in self._scalars else shape, parts)
+        if found is None:
+            work.bring()
+        return found
 
-    def _compute_bound(self, feed: dict[str, np.ndarray[Any, Any]], names: list[str]) -> list[Any]:
-        """As `_compute`, but inputs are given and BF16 outputs (as `uint16`) are taken by address."""
-        types = {spec.name: spec.datatype for spec in (*self._spec.inputs, *self._spec.outputs)}
-        binding = self._session.io_binding()
-        for name, array in feed.items():
-            if types.get(name) is BF16:
-                binding.bind_input(name, "cpu", 0, _ONNX_BF16, list(array.shape), array.ctypes.data)
-            else:
-                binding.bind_cpu_input(name, array)
-        for name in names:
-            binding.bind_output(name)
-        self._session.run_with_iobinding(binding, self._options)
-        values = binding.get_outputs()
-        return [
-            _bf16_view(value) if types[name] is BF16 else value.numpy()
-            for name, value in zip(names, values, strict=True)
-        ]
+    def _compute(self, feed: Feed, names: list[str], stays: frozenset[str]) -> list[Any]:
+        if self._binds or stays or (self._placed is not None and any(type(each) is Lying for each in feed.values())):
+            return run_bound(self._session, self._options, feed, names, self._types, self._placed, stays)
+        return self._session.run(names, feed, self._options)  # type: ignore[no-any-return]
 
     def _output(self, work: Batch, spec: TensorSpec, array: Any) -> tuple[TensorSpec, Shape, Buffer]:
         """`array` in wire form, its shape checked as far as answering needs it."""
@@ -134,18 +143,7 @@ class OnnxInstance:
                 f"output '{spec.name}' of model '{self._spec.name}' has shape {list(shape)}, "
                 f"the model configuration's reshape expects {list(spec.reshape)}{' after the batch' if lead else ''}"
             )
+        if type(array) is Left:
+            return spec, shape, array.data
         data = from_strings(array) if spec.datatype is BYTES else from_numpy(spec.datatype, array)
         return spec, shape, data
-
-
-def _bf16_view(value: Any) -> np.ndarray[Any, Any]:
-    """The bit patterns of a BF16 OrtValue, without a copy; the array keeps the value alive."""
-    shape = tuple(value.shape())
-    size = 2
-    for dim in shape:
-        size *= dim
-    if size == 0:
-        return np.empty(shape, dtype=BF16.numpy)
-    memory = (ctypes.c_char * size).from_address(value.data_ptr())
-    memory._owner = value  # type: ignore[attr-defined]
-    return np.frombuffer(memoryview(memory), dtype=BF16.numpy).reshape(shape)

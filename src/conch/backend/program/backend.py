@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from conch.backend.api import Host, ModelFiles, Placement
+from conch.backend.counters import counters
 from conch.backend.program.api import AsyncCopy, Program
 from conch.backend.program.instance import AsyncInstance, PlainInstance
 from conch.observe.stats import ModelStats
@@ -50,9 +51,10 @@ class ProgramModel:
 
     def instance(self, placement: Placement) -> PlainInstance | AsyncInstance:
         copy = self._program.open(placement)
+        stats = counters(self._stats, placement)
         if isinstance(copy, AsyncCopy):
-            return AsyncInstance(copy, self._spec, self._stats, self._host, placement.name)
-        return PlainInstance(copy, self._spec, self._stats, self._host)
+            return AsyncInstance(copy, self._spec, stats, self._host, placement.name)
+        return PlainInstance(copy, self._spec, stats, self._host)
 
     def ready(self) -> bool:
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from conch.backend.api import Host, ModelFiles, Placement
+from conch.backend.counters import counters
 from conch.backend.python.complete import merge
 from conch.backend.python.environment import Environment, environment
 from conch.backend.python.host import PythonInstance
@@ -83,7 +84,7 @@ class PythonModel:
         launch = _launch(
             self._config, self._files, self._settings, self._home, self._program, placement.name, placement, self._host
         )
-        instance = PythonInstance(self._spec, self._stats, self._host.loop, launch)
+        instance = PythonInstance(self._spec, counters(self._stats, placement), self._host.loop, launch)
         self._instances = [*[each for each in self._instances if not each.closed], instance]
         return instance
 

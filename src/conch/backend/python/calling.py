@@ -101,9 +101,14 @@ class Calling:
         """`data` hold the inputs from `begin` on; `apart`: they lie in a file, each at an aligned place."""
         known: Known | None = None
         try:
-            said = decode_meta(meta) if meta else NOTHING
-            if said.form is not None:
-                self._known[form] = Known(said.form)
+            try:
+                said = decode_meta(meta) if meta else NOTHING
+                if said.form is not None:
+                    self._known[form] = Known(said.form)
+            except Exception:
+                # One that cannot be read is not the one before it.
+                self._known.pop(form, None)
+                raise
             known = self._known[form]
             call = Call(self, number, sequence, stream=known.decoupled)
             prepared = known.form
@@ -126,8 +131,7 @@ class Calling:
             self._refuse(number, known, error.message)
             return
         except Exception as failure:  # noqa: BLE001  the model has a say in what is decoded here
-            # Whatever it is, the model waits for an answer. A form that cannot be read is not the one before it.
-            self._known.pop(form, None)
+            # Whatever it is, the model waits for an answer.
             self._refuse(number, known, f"the request cannot be read: {failure!r}")
             return
         if sequence and not self._looking:

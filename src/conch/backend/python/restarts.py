@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from conch.backend.python.process import Launch, WorkerProcess
 from conch.backend.python.supervise import Backoff
-from conch.types.error import InferError, internal
+from conch.types.error import InferError, foreign
 
 _LOG = logging.getLogger("conch.backend")
 
@@ -90,8 +90,7 @@ class Restarts:
                     _LOG.exception("the worker of model instance '%s' cannot be restarted", self._launch.instance)
                 pause = backoff.failed()
                 if backoff.hopeless:
-                    known = error if isinstance(error, InferError) else internal(f"{type(error).__name__}: {error}")
-                    self._hopeless(known)
+                    self._hopeless(foreign(error))
             else:
                 backoff.started(time.monotonic())
                 self._up(started.worker)

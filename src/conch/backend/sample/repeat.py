@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterator
 
 from conch.backend.api import Host, ModelFiles, Placement
+from conch.backend.counters import counters
 from conch.backend.sample.signature import Tensor as Wanted
 from conch.backend.sample.signature import check_tensors
 from conch.backend.sample.stream import Script, ScriptInstance, Step
@@ -49,7 +50,7 @@ class RepeatModel:
         self._stats = stats
 
     def instance(self, placement: Placement) -> ScriptInstance:
-        return ScriptInstance(_script, self._host, self._stats)
+        return ScriptInstance(_script, self._host, counters(self._stats, placement))
 
     def ready(self) -> bool:
         return True

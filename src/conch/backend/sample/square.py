@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from conch.backend.api import Host, ModelFiles, Placement
+from conch.backend.counters import counters
 from conch.backend.sample.signature import Tensor as Wanted
 from conch.backend.sample.signature import check_tensors
 from conch.backend.sample.stream import Script, ScriptInstance, Step
@@ -61,7 +62,7 @@ class SquareModel:
         self._stats = stats
 
     def instance(self, placement: Placement) -> ScriptInstance:
-        return ScriptInstance(self._script, self._host, self._stats)
+        return ScriptInstance(self._script, self._host, counters(self._stats, placement))
 
     def ready(self) -> bool:
         return True

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from conch.backend.api import Host, ModelFiles, Placement
+from conch.backend.counters import counters
 from conch.backend.tensorrt.complete import check_config, complete_config, needs_file
 from conch.backend.tensorrt.instance import TensorRtInstance
 from conch.backend.tensorrt.library import checked, cuda, find_engine, open_engine, tensorrt
@@ -15,6 +16,7 @@ from conch.backend.tensorrt.options import EnginePlan, plan_engine
 from conch.backend.tensorrt.profiles import chosen_profiles
 from conch.backend.tensorrt.signature import read_signature
 from conch.config.sequence_tensors import with_hidden_entries
+from conch.memory.pinned import PinnedPool
 from conch.observe.stats import ModelStats
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.error import unsupported
@@ -54,18 +56,21 @@ class TensorRtBackend:
         cuda()
         for note in plan.notes:
             _LOG.warning("%s", note)
-        return TensorRtModel(config, spec, path, plan, stats)
+        return TensorRtModel(config, spec, path, plan, stats, host.pinned)
 
 
 class TensorRtModel:
     """One version. The instances of one GPU share its engine, hence one copy of the weights."""
 
-    def __init__(self, config: ModelConfig, spec: ModelSpec, path: Path, plan: EnginePlan, stats: ModelStats) -> None:
+    def __init__(
+        self, config: ModelConfig, spec: ModelSpec, path: Path, plan: EnginePlan, stats: ModelStats, pool: PinnedPool
+    ) -> None:
         self._config = config
         self._spec = spec
         self._path = path
         self._plan = plan
         self._stats = stats
+        self._pool = pool
         self._lock = threading.Lock()
         self._engines: dict[int, Any] = {}
 
@@ -95,8 +100,13 @@ class TensorRtModel:
             runtime,
             placement.device_id,
             self._plan,
-            self._stats,
+            counters(self._stats, placement),
+            self._pool,
         )
+
+    def device_tensors(self) -> tuple[frozenset[str], frozenset[str]]:
+        """See `backend.api.Staying`."""
+        return frozenset([each.name for each in self._spec.inputs]), frozenset([e.name for e in self._spec.outputs])
 
     def ready(self) -> bool:
         return True

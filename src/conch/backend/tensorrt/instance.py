@@ -9,14 +9,18 @@ from typing import Any, Final
 
 from conch.backend.batch import Batch
 from conch.backend.tensorrt.library import checked
-from conch.backend.tensorrt.memory import Passage
+from conch.backend.tensorrt.memory import Passage, Shelf
 from conch.backend.tensorrt.options import EnginePlan
 from conch.backend.tensorrt.profiles import choose
 from conch.backend.tensorrt.signature import Shape, Signature, Slot
+from conch.memory.cuda import reader
+from conch.memory.pinned import PinnedPool, pageable
 from conch.observe.stats import ModelStats
+from conch.types.device import as_buffer, gpu
 from conch.types.error import InferError, internal, unsupported
 from conch.types.model import ModelSpec
 from conch.types.request import InferRequest
+from conch.types.tensor import Buffer
 
 _LOG: Final = logging.getLogger(__name__)
 #: Graphs of shapes that were met long ago are thrown away.
@@ -37,6 +41,7 @@ class TensorRtInstance:
         device: int,
         plan: EnginePlan,
         stats: ModelStats,
+        pool: PinnedPool,
     ) -> None:
         self._spec = spec
         self._signature = signature
@@ -49,7 +54,13 @@ class TensorRtInstance:
         #: Profile -> what its context has run last, unless that was a recorded graph.
         self._last: dict[int, tuple[int, tuple[Shape, ...]]] = {}
         self._slots = {slot.name: slot for slot in (*signature.inputs, *signature.outputs)}
+        pool.open(device)
+        self._take_input = pool.take if plan.pinned_input else pageable
+        self._take_output = pool.take if plan.pinned_output else pageable
+        self._read = reader(device)
         self._passages: dict[str, Passage] = {}
+        #: Pieces for outputs that stay on the device.
+        self._shelves: dict[str, Shelf] = {}
         self._contexts: dict[int, Any] = {}
         self._stream = checked(cuda.cudaStreamCreate())
         try:
@@ -68,31 +79,50 @@ class TensorRtInstance:
             return
         try:
             checked(self._cuda.cudaSetDevice(self._device))
-            gathered = {self._spec.inputs[position].name: work.gather(position) for position in work.present()}
+            gathered = {self._spec.inputs[position].name: work.parts(position) for position in work.present()}
             shapes = {name: self._full(name, shape) for name, (shape, _) in gathered.items()}
             profile = choose(self._spec.name, self._signature, self._profiles, shapes)
             context = self._contexts[profile]
             found = self._shape(context, shapes)
             sizes = {slot.name: math.prod(found[slot.name]) * slot.datatype.size for slot in self._signature.outputs}
             self._check_room(found, sizes)
-            for name, (_, data) in gathered.items():
-                self._passages[name].send(data, self._stream)
+            # On the host what is on its way, and the answers; in use until the stream is done.
+            staged = [
+                self._passages[name].send(parts, self._stream, self._take_input)
+                for name, (_, parts) in gathered.items()
+            ]
             work.input_end()
             self._execute(context, (profile, tuple(shapes.values())))
-            for output in self._spec.outputs:
-                self._passages[output.name].fetch(sizes[output.name], self._stream)
+            stays = work.staying()
+            answers = [self._answer(output.name, sizes[output.name], stays) for output in self._spec.outputs]
             checked(self._cuda.cudaStreamSynchronize(self._stream))
+            del staged
             work.output_start()
             outputs = [
-                (output, found[output.name], self._passages[output.name].taken(sizes[output.name]))
-                for output in self._spec.outputs
+                (output, found[output.name], answer) for output, answer in zip(self._spec.outputs, answers, strict=True)
             ]
         except InferError as error:
+            self._wait()
             work.fail(error)
         except Exception as error:  # noqa: BLE001  TensorRT's errors have no common base
+            self._wait()
             work.fail(internal(f"model '{self._spec.name}', TensorRT: {error or type(error).__name__}"))
         else:
             work.settle(outputs)
+
+    def _wait(self) -> None:
+        """After an error: what the stream still copies from and to must outlive that."""
+        self._cuda.cudaStreamSynchronize(self._stream)
+
+    def _answer(self, name: str, size: int, stays: frozenset[str]) -> Buffer:
+        """What will be an output's bytes, or stand for them, once the stream is done."""
+        passage = self._passages[name]
+        if name not in stays:
+            return passage.fetch(size, self._stream, self._take_output).data
+        shelf = self._shelves.get(name)
+        if shelf is None:
+            shelf = self._shelves[name] = Shelf(self._cuda, passage.capacity)
+        return as_buffer(passage.leave(size, self._stream, shelf, self._read))
 
     def close(self) -> None:
         self._cuda.cudaSetDevice(self._device)
@@ -104,6 +134,9 @@ class TensorRtInstance:
         for passage in self._passages.values():
             passage.close()
         self._passages.clear()
+        for shelf in self._shelves.values():
+            shelf.close()
+        self._shelves.clear()
         if self._stream is not None:
             self._cuda.cudaStreamDestroy(self._stream)
             self._stream = None
@@ -124,10 +157,10 @@ class TensorRtInstance:
             for name, shape in found.items():
                 sizes[name] = max(sizes[name], math.prod(shape) * self._slots[name].datatype.size)
         for name, size in sizes.items():
-            self._passages[name] = Passage(self._cuda, size)
+            self._passages[name] = Passage(self._cuda, size, gpu(self._device))
         for context in self._contexts.values():
             for name, passage in self._passages.items():
-                if not context.set_tensor_address(name, passage.device):
+                if not context.set_tensor_address(name, passage.address):
                     raise internal(f"unable to load model '{self._spec.name}', TensorRT refuses memory for '{name}'")
 
     def _check_room(self, found: dict[str, Shape], sizes: dict[str, int]) -> None:

@@ -1,50 +1,116 @@
-"""Memory that a batch passes through: pinned on the host, and on the device; allocated once, for the largest batch."""
+"""Memory on the device: what an instance's tensors pass through, and pieces for outputs that stay there."""
 
 from __future__ import annotations
 
-import ctypes
-from typing import Any
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final
 
+from conch.backend.joining import runs, stage
 from conch.backend.tensorrt.library import checked
+from conch.memory.pinned import Staging, Take
+from conch.types.device import Device, OnDevice, Read
 from conch.types.tensor import Buffer
+
+#: Pieces that nobody uses are kept for the next outputs, so many of each size.
+_MOST_SPARE: Final = 4
 
 
 class Passage:
-    """`capacity` bytes on both sides. Not for more than one batch at a time."""
+    """`capacity` bytes on the device, at an address that stays. Not for more than one batch at a time."""
+
+    def __init__(self, cuda: Any, capacity: int, place: Device) -> None:
+        self._cuda = cuda
+        self._place = place
+        self.capacity = max(1, capacity)
+        self.address = int(checked(cuda.cudaMalloc(self.capacity)))
+
+    def send(self, parts: Sequence[Buffer], stream: Any, take: Take) -> list[Staging]:
+        """Begin to copy `parts`, one after another, to the device; what is returned is needed until that is done."""
+        assert sum([len(each) for each in parts]) <= self.capacity
+        kinds = self._cuda.cudaMemcpyKind
+        staged, end = [], self.address
+        for each in runs(parts, self._place):
+            if isinstance(each, OnDevice):
+                begin, size, kind = each.address, each.size, kinds.cudaMemcpyDeviceToDevice
+            else:
+                staging = stage(each, take)
+                staged.append(staging)
+                begin, size, kind = staging.ctypes.data, staging.nbytes, kinds.cudaMemcpyHostToDevice
+            checked(self._cuda.cudaMemcpyAsync(end, begin, size, kind, stream))
+            end += size
+        return staged
+
+    def fetch(self, size: int, stream: Any, take: Take) -> Staging:
+        """Begin to copy the first `size` bytes to the host."""
+        assert size <= self.capacity
+        staging = take(size)
+        if size:
+            kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+            checked(self._cuda.cudaMemcpyAsync(staging.ctypes.data, self.address, size, kind, stream))
+        return staging
+
+    def leave(self, size: int, stream: Any, shelf: Shelf, read: Read) -> OnDevice:
+        """Begin to copy the first `size` bytes to a piece of `shelf`, which others have as long as they want."""
+        assert size <= self.capacity
+        piece = shelf.take()
+        if size:
+            kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+            checked(self._cuda.cudaMemcpyAsync(piece.address, self.address, size, kind, stream))
+        return OnDevice(self._place, piece.address, size, piece, read)
+
+    def close(self) -> None:
+        if self.address:
+            self._cuda.cudaFree(self.address)
+        self.address = 0
+
+
+class Shelf:
+    """Pieces of `capacity` bytes on the device that is current when one is taken; each comes back by itself."""
 
     def __init__(self, cuda: Any, capacity: int) -> None:
         self._cuda = cuda
-        self.capacity = max(1, capacity)
-        self._host = int(checked(cuda.cudaHostAlloc(self.capacity, 0)))
-        self.device = 0
+        self._capacity = capacity
+        #: No lock: the interpreter may give a piece back at any moment.
+        self._spare: deque[int] = deque()
+        self._closed = False
+
+    def take(self) -> Piece:
+        # Not when they come back: that may be while a graph is recorded, where nothing must be freed.
+        self._free_beyond(_MOST_SPARE)
         try:
-            self.device = int(checked(cuda.cudaMalloc(self.capacity)))
-        except BaseException:
+            address = self._spare.pop()
+        except IndexError:
+            address = int(checked(self._cuda.cudaMalloc(self._capacity)))
+        return Piece(self, address)
+
+    def put_back(self, address: int) -> None:
+        self._spare.append(address)
+        if self._closed:
             self.close()
-            raise
-
-    def send(self, data: Buffer, stream: Any) -> None:
-        """Begin to copy `data` to the device."""
-        size = len(data)
-        assert size <= self.capacity
-        source = (ctypes.c_char * size).from_address(self._host)
-        memoryview(source).cast("B")[:] = memoryview(data).cast("B")
-        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-        checked(self._cuda.cudaMemcpyAsync(self.device, self._host, size, kind, stream))
-
-    def fetch(self, size: int, stream: Any) -> None:
-        """Begin to copy the first `size` bytes to the host."""
-        assert size <= self.capacity
-        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        checked(self._cuda.cudaMemcpyAsync(self._host, self.device, size, kind, stream))
-
-    def taken(self, size: int) -> bytes:
-        """What was fetched, once the stream is done with it; a copy, because the next batch comes the same way."""
-        return ctypes.string_at(self._host, size)
 
     def close(self) -> None:
-        if self.device:
-            self._cuda.cudaFree(self.device)
-        if self._host:
-            self._cuda.cudaFreeHost(self._host)
-        self.device = self._host = 0
+        """Pieces that somebody still has are freed when they come back."""
+        self._closed = True
+        self._free_beyond(0)
+
+    def _free_beyond(self, most: int) -> None:
+        while len(self._spare) > most:
+            try:
+                address = self._spare.pop()
+            except IndexError:
+                return
+            self._cuda.cudaFree(address)
+
+
+class Piece:
+    """Memory on the device, given back when nothing refers to it any more."""
+
+    __slots__ = ("_shelf", "address")
+
+    def __init__(self, shelf: Shelf, address: int) -> None:
+        self._shelf = shelf
+        self.address = address
+
+    def __del__(self) -> None:
+        self._shelf.put_back(self.address)

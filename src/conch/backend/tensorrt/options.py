@@ -37,6 +37,9 @@ class EnginePlan:
     host_code: bool = False
     #: Whether equal shapes are run as one recorded CUDA graph.
     graphs: bool = False
+    #: optimization.{input,output}_pinned_memory.
+    pinned_input: bool = True
+    pinned_output: bool = True
     #: What was accepted and has no effect; logged at load.
     notes: tuple[str, ...] = ()
 
@@ -82,4 +85,13 @@ def plan_engine(config: ModelConfig, settings: Mapping[str, str]) -> EnginePlan:
         if getattr(cuda, field)
     ]
     plugins = tuple([path for path in settings.get(_PLUGINS, "").split(";") if path])
-    return EnginePlan(_STRATEGIES[strategy], plugins, compatible == "true", cuda.graphs, tuple(notes))
+    pinned = config.optimization
+    return EnginePlan(
+        _STRATEGIES[strategy],
+        plugins,
+        compatible == "true",
+        cuda.graphs,
+        not pinned.HasField("input_pinned_memory") or pinned.input_pinned_memory.enable,
+        not pinned.HasField("output_pinned_memory") or pinned.output_pinned_memory.enable,
+        tuple(notes),
+    )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import Final
 
-from conch.backend.api import Host, LoadedModel, ModelFiles, Placement
+from conch.backend.api import Host, LoadedModel, ModelFiles, Placement, ThreadInstance
 from conch.backend.complete import needs_file
+from conch.backend.counters import counters
+from conch.backend.portions import Portioned
 from conch.backend.ragged import read_ragged
 from conch.backend.torch.complete import complete_config, says_too_little
 from conch.backend.torch.content import Artifact, Kind, find_artifact, keeps_state
@@ -22,9 +25,11 @@ from conch.backend.torch.script import read_signature as read_script
 from conch.backend.torch.signature import Signature
 from conch.backend.torch.types import check_types
 from conch.backend.torch.workers import WorkerModel
+from conch.config.cut_batches import may_cut
 from conch.config.sequence_tensors import hidden_inputs, hidden_outputs
 from conch.observe.stats import ModelStats
 from conch.pb.model_config_pb2 import ModelConfig
+from conch.types.dtype import BYTES
 from conch.types.error import InferError
 from conch.types.model import ModelSpec
 
@@ -87,12 +92,15 @@ class TorchModel:
         self._stats = stats
         self._plan = plan
         self._ragged = read_ragged(config, spec)
+        self._cuts = may_cut(config) and self._ragged is None
         self._wanted = _wanted_names(config)
         self._lock = threading.Lock()
         self._shared: dict[str | None, Program] = {}
         self._warned: set[str] = set()
+        #: Whether any instance has been made on a GPU; an ensemble may then count on it.
+        self._on_gpu = False
 
-    def instance(self, placement: Placement) -> TorchInstance:
+    def instance(self, placement: Placement) -> ThreadInstance:
         check_device(self._config.name, placement)
         with self._lock:
             name = device_name(placement)
@@ -103,11 +111,28 @@ class TorchModel:
                     self._shared[name] = program
             bindings = bind(self._wanted, program.signature)
             self._warn(bindings, name)
-        device = Gpu(name, self._plan) if name is not None and name != "cpu" else Cpu()
         threads = plan_threads(self._plan, self._host.cpus, placement.instances)
-        return TorchInstance(
-            self._spec, program, bindings, device, self._plan, threads, self._stats, self._ragged
+        device: Cpu | Gpu = Cpu()
+        if name is not None and name != "cpu":
+            device = Gpu(placement.device_id, self._plan, self._host.pinned)
+            self._on_gpu = True
+        made = TorchInstance(
+            self._spec, program, bindings, device, self._plan, threads, counters(self._stats, placement),
+            self._ragged, may_lie_elsewhere=self._on_gpu and device.carrier is None,
         )  # fmt: skip
+        if name != "cpu" or not self._cuts:
+            return made
+        return Portioned(made, time.thread_time_ns if threads == 1 else time.monotonic_ns)
+
+    def device_tensors(self) -> tuple[frozenset[str], frozenset[str]]:
+        """See `backend.api.Staying`: all but strings, and what `batch_output` cuts in its own way."""
+        scattered = {} if self._ragged is None else self._ragged.scattered
+        return (
+            frozenset([each.name for each in self._spec.inputs if each.datatype is not BYTES]),
+            frozenset(
+                [each.name for each in self._spec.outputs if each.datatype is not BYTES and each.name not in scattered]
+            ),
+        )
 
     def ready(self) -> bool:
         return True

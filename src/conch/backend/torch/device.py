@@ -6,8 +6,12 @@ import contextlib
 from typing import Any
 
 from conch.backend.api import Placement
+from conch.backend.torch.carrier import Carrier
 from conch.backend.torch.parameters import TorchPlan
 from conch.backend.torch.runtime import runtime
+from conch.memory.cuda import reader
+from conch.memory.pinned import PinnedPool, pageable
+from conch.types.device import gpu
 from conch.types.error import InferError, unavailable
 
 
@@ -30,8 +34,8 @@ def check_device(model: str, placement: Placement) -> None:
 class Cpu:
     """The CPU: tensors are where they are."""
 
-    def bring(self, tensor: Any) -> Any:
-        return tensor
+    #: What brings tensors to a device; a CPU needs nothing of it.
+    carrier: Carrier | None = None
 
     def fetch(self, tensor: Any) -> Any:
         """For KIND_MODEL the model's results may be on any device."""
@@ -47,38 +51,47 @@ class Cpu:
 class Gpu:
     """A GPU, with a stream of the instance's own, so that instances on one GPU overlap.
 
-    Copies go through pinned memory where the config allows: only such are asynchronous.
+    Copies go through pinned memory where the config allows and `pool` has room: only such are asynchronous.
     """
 
-    def __init__(self, name: str, plan: TorchPlan) -> None:
+    def __init__(self, number: int, plan: TorchPlan, pool: PinnedPool) -> None:
         self._torch = runtime()
-        self._device = self._torch.device(name)
+        self._device = self._torch.device(f"cuda:{number}")
         self._stream = self._torch.cuda.Stream(device=self._device)
         self._plan = plan
-
-    def bring(self, tensor: Any) -> Any:
-        if self._plan.pinned_input:
-            tensor = tensor.pin_memory()
-        return tensor.to(self._device, non_blocking=self._plan.pinned_input)
+        pool.open(number)
+        self.carrier = Carrier(
+            self._torch,
+            self._device,
+            gpu(number),
+            pool.take if plan.pinned_input else pageable,
+            pool.take if plan.pinned_output else pageable,
+            reader(number),
+        )
 
     def fetch(self, tensor: Any) -> Any:
         """A tensor in the host's memory, complete after `finish`."""
-        if not tensor.is_cuda:
-            return tensor
-        if not self._plan.pinned_output:
-            return tensor.cpu()
-        host = self._torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        return host.copy_(tensor, non_blocking=True)
+        return self.carrier.fetch(tensor)
 
     @contextlib.contextmanager
     def work(self) -> Any:
         # A process-wide switch; Triton turns it before each run, too.
         self._torch.backends.cudnn.enabled = self._plan.cudnn
         with self._torch.cuda.device(self._device), self._torch.cuda.stream(self._stream):
-            yield
+            try:
+                yield
+            except BaseException:
+                # What the stream still reads must outlive that; an error of the device's comes again and again.
+                with contextlib.suppress(Exception):
+                    self.finish()
+                raise
 
     def finish(self) -> None:
-        self._stream.synchronize()
+        try:
+            self._stream.synchronize()
+        finally:
+            # A stream that cannot be waited for copies nothing any more: its device is lost.
+            self.carrier.release()
         if self._plan.cache_cleaning:
             self._torch.cuda.empty_cache()
 

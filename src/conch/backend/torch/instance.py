@@ -9,13 +9,23 @@ import numpy as np
 
 from conch.backend.batch import Batch, Shape
 from conch.backend.ragged import Ragged
+from conch.backend.torch.carrier import Carrier
 from conch.backend.torch.device import Cpu, Gpu
 from conch.backend.torch.naming import Bindings, no_output
 from conch.backend.torch.parameters import TorchPlan
 from conch.backend.torch.program import Program
-from conch.backend.torch.runtime import datatypes, execute_failure, release_gpus, runtime, settle_thread, switch
+from conch.backend.torch.runtime import (
+    datatypes,
+    execute_failure,
+    release_gpus,
+    runtime,
+    settle_thread,
+    switch,
+    torch_types,
+)
 from conch.backend.torch.signature import Holds
 from conch.observe.stats import ModelStats
+from conch.types.device import as_buffer
 from conch.types.dtype import BF16, BYTES
 from conch.types.error import InferError, internal, invalid
 from conch.types.model import ModelSpec, TensorSpec
@@ -24,6 +34,7 @@ from conch.types.tensor import Buffer, from_numpy, join_bytes, split_bytes, to_n
 
 #: numpy has no BF16: its bits travel as these.
 _BITS: Final = np.dtype("<i2")
+_NONE: Final[frozenset[str]] = frozenset()
 
 
 class TorchInstance:
@@ -39,7 +50,10 @@ class TorchInstance:
         threads: int,
         stats: ModelStats,
         ragged: Ragged | None,
+        *,
+        may_lie_elsewhere: bool = False,
     ) -> None:
+        """`may_lie_elsewhere`: on a CPU, whether inputs may come that lie on a GPU all the same."""
         torch = runtime()
         self._spec = spec
         self._program: Program | None = program
@@ -49,6 +63,8 @@ class TorchInstance:
         self._threads = threads
         self._stats = stats
         self._ragged = ragged
+        self._carrier = device.carrier
+        self._brings = may_lie_elsewhere
         self._tensor = torch.Tensor
         self._bfloat16 = torch.bfloat16
         self._int16 = torch.int16
@@ -64,6 +80,8 @@ class TorchInstance:
         if not work.requests:
             return
         try:
+            if self._brings:
+                work.bring()
             settle_thread(self._threads, self._plan.optimized)
             if self._plan.jit_switches:
                 switch(self._plan)
@@ -85,11 +103,12 @@ class TorchInstance:
         arguments = self._arguments(work)
         work.input_end()
         answer = self._program(arguments, self._bindings.inputs)
-        fetched = [(spec, self._pick(answer, spec)) for spec in work.wanted()]
+        stays = _NONE if self._carrier is None else work.staying()
+        fetched = [(spec, self._pick(answer, spec, stay=spec.name in stays)) for spec in work.wanted()]
         # On a GPU the model is done when its results are here.
         self._device.finish()
         work.output_start()
-        return [self._output(spec, value) for spec, value in fetched]
+        return [self._output(spec, value, stay=spec.name in stays) for spec, value in fetched]
 
     def _arguments(self, work: Batch) -> dict[int, Any]:
         """Each input present, by the index of its argument."""
@@ -97,15 +116,24 @@ class TorchInstance:
         arguments = {}
         for number in work.present():
             spec = self._spec.inputs[number]
+            if self._carrier is not None and spec.datatype is not BYTES:
+                arguments[places[spec.name]] = self._carried(self._carrier, spec, *work.parts(number))
+                continue
             shape, data = work.gather(number)
             if spec.datatype is BYTES:
                 arguments[places[spec.name]] = self._strings(spec, data)
-                continue
-            arguments[places[spec.name]] = self._device.bring(self._view(spec, shape, data))
+            else:
+                arguments[places[spec.name]] = self._view(spec, shape, data)
         if self._ragged is not None:
             for name, array in self._ragged.make(work.requests).items():
-                arguments[places[name]] = self._device.bring(self._from_numpy(array))
+                made = self._from_numpy(array)
+                arguments[places[name]] = made if self._carrier is None else self._carrier.bring(made)
         return arguments
+
+    def _carried(self, carrier: Carrier, spec: TensorSpec, shape: Shape, parts: Sequence[Buffer]) -> Any:
+        """The requests' bytes as one tensor on the instance's device."""
+        flat = carrier.join(parts, own=self._copies_inputs)
+        return flat.view(torch_types()[spec.datatype]).reshape(shape)
 
     def _view(self, spec: TensorSpec, shape: Shape, data: Buffer) -> Any:
         """The gathered bytes as a tensor, without a copy where that is safe."""
@@ -131,24 +159,30 @@ class TorchInstance:
         # TorchScript's strings are bytes, whatever is in them.
         return elements
 
-    def _pick(self, answer: list[Any] | Mapping[str, Any], spec: TensorSpec) -> Any:
-        """The result that an output is, on its way to the host."""
+    def _pick(self, answer: list[Any] | Mapping[str, Any], spec: TensorSpec, *, stay: bool) -> Any:
+        """The result that an output is, on its way to the host, unless it is to `stay` and can."""
         index = self._bindings.outputs[spec.name]
         if isinstance(answer, Mapping):
             if spec.name in answer:
-                return self._fetch(answer[spec.name])
+                return self._fetch(answer[spec.name], stay)
             names, values = list(answer), list(answer.values())
         else:
             names, values = [], list(answer)
         if index >= len(values):
             raise no_output(spec.name, len(values), names)
-        return self._fetch(values[index])
+        return self._fetch(values[index], stay)
 
-    def _fetch(self, value: Any) -> Any:
-        return self._device.fetch(value.detach()) if isinstance(value, self._tensor) else value
+    def _fetch(self, value: Any, stay: bool) -> Any:
+        if not isinstance(value, self._tensor):
+            return value
+        value = value.detach()
+        if stay and self._carrier is not None and self._carrier.keeps(value):
+            # What is still to be done to it begins before the stream is waited for.
+            return value.clone().contiguous() if self._copies_outputs else value.contiguous()
+        return self._device.fetch(value)
 
-    def _output(self, spec: TensorSpec, value: Any) -> tuple[TensorSpec, Shape, Buffer]:
-        """The result in wire form."""
+    def _output(self, spec: TensorSpec, value: Any, *, stay: bool) -> tuple[TensorSpec, Shape, Buffer]:
+        """The result in wire form, or where it is."""
         if not isinstance(value, self._tensor):
             data = self._text(spec, value)
             return spec, (len(value),), data
@@ -165,6 +199,8 @@ class TorchInstance:
                 "return it with a dimension: value.reshape(1)",
             )
         shape = tuple(value.shape)
+        if stay and self._carrier is not None and self._carrier.keeps(value):
+            return spec, shape, as_buffer(self._carrier.left(value))
         value = value.clone() if self._copies_outputs else value.contiguous()
         if found is BF16:
             value = value.view(self._int16)

@@ -82,6 +82,12 @@ def datatypes() -> dict[Any, DataType]:
     return {getattr(torch, name): ours for name, ours in _TYPES if hasattr(torch, name)}
 
 
+@cache
+def torch_types() -> dict[DataType, Any]:
+    """Our types -> torch's."""
+    return {ours: theirs for theirs, ours in datatypes().items()}
+
+
 def settle_thread(threads: int, optimized: bool) -> None:
     """What holds for the calling thread alone. Cheap when nothing changes."""
     wanted = (threads, optimized)

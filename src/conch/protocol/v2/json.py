@@ -26,12 +26,11 @@ from conch.protocol.v2.numbers import Reader
 from conch.protocol.v2.place import Place
 from conch.types.dtype import BY_NAME, BYTES
 from conch.types.error import InferError, internal, invalid, unsupported
-from conch.types.request import InferRequest, RequestForm, RequestHead, ResponseSink
+from conch.types.request import MAX_INVENTED, InferRequest, RequestForm, RequestHead, ResponseSink
 from conch.types.tensor import Buffer
 
-#: Heads remembered, and the most text that is remembered of one.
+#: Heads remembered.
 MAX_LAYOUTS: Final = 1024
-MAX_REMEMBERED: Final = 4096
 
 
 class Plane(Protocol):
@@ -97,7 +96,7 @@ class JsonCodec:
             found, data, layout = self._decode_json(target, text, blobs)
             # Only where the text that was cut out really is the id is the rest the head.
             binary = layout.readers.count(None) == len(layout.readers) and layout.places is None
-            if plain and binary and found == ident.decode() and len(text) <= MAX_REMEMBERED:
+            if plain and binary and found == ident.decode() and len(text) <= MAX_INVENTED:
                 self._remember((target.name, target.scope, rest), layout)
             return found, data, layout
         if len(blobs) != layout.total:
@@ -130,7 +129,7 @@ class JsonCodec:
                 target, Described(asked.id, given, _parsed(asked.parameters), _parsed(asked.outputs))
             )
             texts = [asked.parameters, asked.outputs, *[each.parameters for each in inputs]]
-            if sum([len(_text(each)) for each in texts]) <= MAX_REMEMBERED:
+            if sum([len(_text(each)) for each in texts]) <= MAX_INVENTED:
                 self._remember(key, layout)
         return asked.id, self._collect(target, layout, inputs, blobs), layout
 
@@ -190,8 +189,7 @@ class JsonCodec:
             head = RequestHead(target.name, target.version, described.id, input_heads, wishes.names, kept)
             form = self._plane.prepare(head)
             pattern = Pattern(form, wishes, make_delivery(self._plane, form, wishes.classes, wishes.places))
-            texts = [*kept, *[each for each in kept.values() if isinstance(each, str)], *wishes.names]
-            if sum(map(len, texts)) <= MAX_REMEMBERED:
+            if head.brief:
                 if len(self._patterns) >= MAX_LAYOUTS:
                     self._patterns.clear()
                 self._patterns[key] = pattern

@@ -60,8 +60,7 @@ class TritonPythonModel:
         if len(requests) > 1:
             with contextlib.suppress(Exception):
                 return self._run(requests)
-            # Whatever is wrong with one request is no fault of the others.
-            self._pipeline = self._build()
+        # Whatever is wrong with one request is no fault of the others.
         responses = []
         for request in requests:
             try:
@@ -69,8 +68,6 @@ class TritonPythonModel:
             except Exception as error:  # noqa: BLE001  whatever a pipeline does
                 text = f"DALI Backend error: {_words(error)}"
                 responses.append(pb_utils.InferenceResponse([], pb_utils.TritonError(text)))
-                # After a critical error a pipeline cannot be run again.
-                self._pipeline = self._build()
         return responses
 
     def finalize(self) -> None:
@@ -99,9 +96,13 @@ class TritonPythonModel:
     def _run(self, requests: Sequence[Any]) -> list[Any]:
         columns = [[_array(request, name) for request in requests] for name in self._inputs]
         rows = [len(array) for array in columns[0]] if columns else [1]
+        # After a run that failed, or that was fed in part, a pipeline cannot be run again.
+        pipeline = self._build() if self._pipeline is None else self._pipeline
+        self._pipeline = None
         for name, column in zip(self._inputs, columns):  # noqa: B905  Python 3.9 has no `strict`
-            self._pipeline.feed_input(name, [sample for array in column for sample in array])
-        outputs = [_samples(output) for output in self._pipeline.run()]
+            pipeline.feed_input(name, [sample for array in column for sample in array])
+        outputs = [_samples(output) for output in pipeline.run()]
+        self._pipeline = pipeline
         responses = []
         begin = 0
         for count in rows:
