@@ -12,8 +12,9 @@ import pytest
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed: pip install 'conch[onnx]'")
 
 from conch.backend.api import Placement
-from conch.backend.onnx import OnnxBackend
+from conch.backend.onnx import OnnxBackend, session
 from conch.backend.onnx.bound import Placed
+from conch.backend.onnx.options import Threads, plan_session
 from conch.backend.onnx.providers import CPU
 from conch.observe.stats import ModelStats
 from conch.pb.model_config_pb2 import ModelConfig
@@ -179,3 +180,23 @@ def test_instances_after_one_on_a_gpu_take_its_tensors(tmp_path: Path, monkeypat
     plain = [getattr(each, "instance", each) for each in instances]
     assert [each._brings for each in plain] == [False, False, True]
     assert [each._placed and each._placed.place for each in plain] == [None, gpu(2), None]
+
+
+def test_libraries_of_cuda_are_loaded_before_the_first_session_on_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that pip has brought, once; sessions on the CPU need none."""
+    calls: list[str] = []
+    session.preload.cache_clear()
+    monkeypatch.setattr("onnxruntime.preload_dlls", lambda: calls.append("loaded"))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(onnx_models.identity().SerializeToString())
+    plan = plan_session(ModelConfig(), {})
+    session.open_session("m", path, plan, Threads(1, 1), [CPU])
+    assert calls == []
+    for _ in range(2):
+        # This one has no such provider: it falls back, which is refused.
+        with pytest.raises(InferError, match="CUDAExecutionProvider"):
+            session.open_session("m", path, plan, Threads(1, 1), [("CUDAExecutionProvider", {}), CPU])
+    assert calls == ["loaded"]
+    session.preload.cache_clear()

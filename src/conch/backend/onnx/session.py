@@ -6,6 +6,7 @@ import logging
 import re
 import threading
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,9 +84,19 @@ def open_session(model: str, path: Path, plan: SessionPlan, threads: Threads, pr
             options.register_custom_ops_library(_library(path, library))
     except Exception as error:  # noqa: BLE001  whatever it is, it is the config's
         raise runtime_error(error) from None
+    if any(name == "CUDAExecutionProvider" for name, _ in providers):
+        preload()
     session = _open(ort, path, options, providers)
     check_active(model, providers, session.get_providers())
     return session
+
+
+@cache
+def preload() -> None:
+    """Load CUDA's libraries from the packages of pip, where the provider's own search does not look; once."""
+    load = getattr(runtime(), "preload_dlls", None)
+    if load is not None:
+        load()
 
 
 def run_options(plan: SessionPlan) -> Any:
