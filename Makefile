@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 SUM := $(shell cksum < pyproject.toml | cut -d' ' -f1)
 INSTALLED := $(VENV)/.installed-$(SUM)
 DEMO := $(VENV)/.demo-$(SUM)
-# Tests of one file share a worker, so that a server that they share is started once.
-PYTEST := $(BIN)/pytest -n 2 --dist loadfile
+# Tests of one file share a worker, so that a server that they share is started once. A worker that dies ends the run and
+# names its test: with another in its place the run would wait for ever.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --max-worker-restart=0
 LINTED := src tests bench examples
 
 .DEFAULT_GOAL := help

@@ -9,50 +9,20 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 import conch
-from conch.backend.api import Placement
-from conch.library import ending, server
-from conch.library.bound import Bound
+from conch.library import server
 from conch.library.waiting import Many
-from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.dtype import FP32
 from conch.types.error import Code, InferError
 from conch.types.response import InferResponse
 from conch.types.tensor import Tensor
+from support.gate import Gate
 from support.requests import make_request
 from support.until import until
-
-
-class Gate:
-    """Functions that wait until they are let go on."""
-
-    def __init__(self) -> None:
-        self.entered = threading.Event()
-        self.open = threading.Event()
-
-    def slow(self) -> Callable[[float], float]:
-        def slow(x: float) -> float:
-            self.wait()
-            return x
-
-        return slow
-
-    def three(self) -> Callable[[float], Iterator[float]]:
-        def three(x: float) -> Iterator[float]:
-            yield x
-            yield x + 1
-            self.wait()
-            yield x + 2
-
-        return three
-
-    def wait(self) -> None:
-        self.entered.set()
-        assert self.open.wait(60)
 
 
 @pytest.fixture
@@ -202,66 +172,6 @@ def test_only_one_of_two_threads_starts_a_server(gate: Gate, monkeypatch: pytest
     made.stop()
 
 
-class Sleepy:
-    """A program whose load is interrupted."""
-
-    def __init__(self, gate: Gate) -> None:
-        self.gate = gate
-
-    def open(self, placement: Placement) -> Sleepy:
-        self.gate.entered.set()
-        assert self.gate.open.wait(20)
-        return self
-
-    def run(self, calls: object) -> None: ...
-
-    def close(self) -> None: ...
-
-
-def test_a_start_that_is_interrupted_leaves_nothing(gate: Gate) -> None:
-    """No task of it is left on the loop when that ends, and no port is opened after the end."""
-    config = ModelConfig(name="m")
-    config.input.add(name="x", data_type=FP32.number, dims=[1])
-    config.output.add(name="y", data_type=FP32.number, dims=[1])
-
-    def interrupt() -> None:
-        assert gate.entered.wait(60)
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-        threading.Event().wait(0.2)
-        gate.open.set()
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    made = conch.Server(functions=[Bound(config, Sleepy(gate))], http_port=0)
-    with pytest.raises(KeyboardInterrupt):
-        made.start()
-    thread.join(20)
-    assert not made.live()
-    assert made._place().loop.is_closed()
-
-
-def test_a_stop_that_is_interrupted_ends_the_servers_thread(gate: Gate) -> None:
-    """A model that does not end is not waited for any longer; when it does, nothing is left."""
-    made = conch.Server(functions=[gate.slow()], exit_timeout_secs=60).start()
-    made.model("slow").submit({"x": 1.0})
-    assert gate.entered.wait(60)
-
-    def interrupt() -> None:
-        until(lambda: not made.live())
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    folder = made._programs.repository
-    with pytest.raises(KeyboardInterrupt):
-        made.stop()
-    thread.join(20)
-    assert not folder.exists()
-    gate.open.set()
-    until(lambda: not any(each.name == "conch" for each in threading.enumerate()))
-    assert made._place().loop.is_closed()
-
-
 def test_a_function_is_not_added_to_a_server_that_has_ended(gate: Gate) -> None:
     """Its folder is gone, and stays gone."""
     made = conch.Server().start()
@@ -305,37 +215,6 @@ def test_functions_of_a_server_that_has_ended_are_not_kept(gate: Gate) -> None:
     with conch.Server(functions=[gate.slow()]):
         pass
     assert len(declared) == before
-
-
-def test_signals_end_the_waiting_whatever_it_is_doing() -> None:
-    """A second one that comes while the first is still being told (the thread may hold the event's lock), and those
-    that come while it stops."""
-    ended = threading.Event()
-    before = signal.getsignal(signal.SIGTERM)
-
-    def send() -> None:
-        until(lambda: signal.getsignal(signal.SIGTERM) is not before)
-        handler = signal.getsignal(signal.SIGTERM)
-        assert callable(handler)
-        with ended._cond:  # type: ignore[attr-defined]
-            # As in the thread that is inside of `wait`; it would not come back.
-            handler(signal.SIGTERM, None)
-        assert ended.wait(20)
-
-    thread = threading.Thread(target=send, daemon=True)
-    thread.start()
-    stopped: list[bool] = []
-
-    def stop() -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
-        stopped.append(True)
-
-    ending.serve_until(ended, stop)
-    thread.join(20)
-    assert not thread.is_alive()
-    assert stopped == [True]
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_keywords_without_effect_are_named(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
