@@ -7,7 +7,7 @@ and a run of one request needs no copy that joins inputs. Where it pays, a batch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -131,6 +131,14 @@ def cut(rows: Sequence[int], most: int) -> list[int]:
     return [*counts, count] if count else counts
 
 
+def parts(batch: Sequence[InferRequest], counts: Sequence[int]) -> Iterator[Sequence[InferRequest]]:
+    """The requests of a batch in order, so many at a time."""
+    begin = 0
+    for count in counts:
+        yield batch[begin : begin + count]
+        begin += count
+
+
 class Portioned:
     """A `ThreadInstance` that runs its batches in the portions that cost least."""
 
@@ -141,15 +149,11 @@ class Portioned:
         self._portions = Portions()
 
     def run(self, batch: Sequence[InferRequest]) -> None:
-        rows = [request.form.rows for request in batch]
-        begin = 0
-        for count in self._portions.cut(rows):
-            end = begin + count
+        for part in parts(batch, self._portions.cut([request.form.rows for request in batch])):
             started = self._clock()
-            self.instance.run(batch[begin:end])
-            if done := sum(rows[begin:end]):
+            self.instance.run(part)
+            if done := sum([request.form.rows for request in part]):
                 self._portions.seen(done, self._clock() - started)
-            begin = end
 
     def close(self) -> None:
         self.instance.close()

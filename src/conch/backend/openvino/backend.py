@@ -83,7 +83,8 @@ class OpenvinoModel:
         self._name = config.name
         self._spec = spec
         self._plan = plan
-        self._source = source
+        #: Until it is compiled: that has weights of its own.
+        self._source: Source | None = source
         self._cpus = cpus
         self._stats = stats
         self._lock = threading.Lock()
@@ -97,7 +98,9 @@ class OpenvinoModel:
             )
         with self._lock:
             if self._compiled is None:
+                assert self._source is not None, "the model is closed"
                 self._compiled = Compiled(self._name, self._source, self._plan, self._cpus, placement.instances)
+                self._source = None
         rows = self._spec.max_batch_size if self._plan.fixed_batch else 0
         return OpenvinoInstance(self._spec, self._compiled, self._stats, rows=rows, pad=self._plan.pad)
 

@@ -13,7 +13,7 @@ from conch.backend.batch import Batch, Shape
 from conch.backend.openvino.compiled import Compiled
 from conch.backend.openvino.network import runtime, runtime_error
 from conch.backend.openvino.signature import ELEMENTS, Slot, find_slot
-from conch.backend.portions import cut
+from conch.backend.portions import cut, parts
 from conch.observe.stats import ModelStats
 from conch.types.dtype import INT64, UINT64
 from conch.types.error import InferError, internal
@@ -59,10 +59,8 @@ class OpenvinoInstance:
         if not self._most:
             self._execute(batch)
             return
-        begin = 0
-        for count in cut([request.form.rows for request in batch], self._most):
-            self._execute(batch[begin : begin + count])
-            begin += count
+        for part in parts(batch, cut([request.form.rows for request in batch], self._most)):
+            self._execute(part)
 
     def _execute(self, batch: Sequence[InferRequest]) -> None:
         work = Batch(self._spec, batch, self._stats)
