@@ -139,6 +139,12 @@ class Served:
         self.loop.call_soon(self.loop.stop)
         self.loop.run_forever()
 
+    def skip(self, seconds: float) -> None:
+        """So much time has passed, as far as the loop's timers know."""
+        now = self.loop.time
+        self.loop.time = lambda: now() + seconds  # type: ignore[method-assign]
+        self.turn()
+
     def frames(self) -> list[tuple[int, int, int, bytes]]:
         """What was written since the last call, as (type, flags, stream, payload); header blocks are also decoded."""
         found = []
