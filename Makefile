@@ -11,6 +11,7 @@ DEMO := $(VENV)/.demo-$(SUM)
 # Tests of one file share a worker, so that a server that they share is started once. A worker that dies ends the run and
 # names its test: with another in its place the run would wait for ever.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --max-worker-restart=0
+FAST := tests/rules tests/unit tests/wire tests/docs/test_parity_table.py
 LINTED := src tests bench examples
 
 .DEFAULT_GOAL := help
@@ -25,8 +26,8 @@ install: $(INSTALLED) ## create .venv with the server and everything to develop 
 demo: $(DEMO) ## install, train a model, serve it and ask it
 	$(BIN)/conch demo
 
-check: $(INSTALLED) lint ## lint, types, layers and the fast tests: less than a minute
-	$(PYTEST) -m "not slow"
+check: $(INSTALLED) lint ## lint, types, layers and the tests that need no server: less than a minute
+	$(PYTEST) -m "not slow" $(FAST)
 
 test: $(INSTALLED) tools lint ## everything, as in CI
 	$(PYTEST)

@@ -74,7 +74,15 @@ def numbers(arrived: queue.Queue[Any], count: int) -> list[int]:
     return [np.frombuffer(each.raw_output_contents[0], np.int32)[0] if each.outputs else -1 for each in found]
 
 
-def test_an_unload_waits_for_open_responders(server: Server) -> None:
+@pytest.fixture
+def hold(server: Server, tmp_path: Path) -> Path:
+    """While it is there, the model does not end what has ten responses."""
+    file = tmp_path / "count" / "1" / "hold"
+    file.touch()
+    return file
+
+
+def test_an_unload_waits_for_open_responders(server: Server, hold: Path) -> None:
     """Every response still comes, new requests are refused, then the model is gone; its statistics are right."""
     with grpcclient.InferenceServerClient(server.grpc) as client:
         arrived = ask(client, 10)
@@ -82,27 +90,29 @@ def test_an_unload_waits_for_open_responders(server: Server) -> None:
         client.unload_model("count")
         with pytest.raises(InferenceServerException, match="has no available versions"):
             client.is_model_ready("count")
+        hold.unlink()
         assert numbers(arrived, 9) == [*range(2, 10), -1]
         client.stop_stream()
         until(lambda: client.get_model_repository_index().models[0].state == "UNAVAILABLE")
         assert client.get_model_repository_index().models[0].reason == "unloaded"
 
 
-def test_a_stop_waits_for_open_responders(server: Server) -> None:
+def test_a_stop_waits_for_open_responders(server: Server, hold: Path) -> None:
     """SIGTERM while responses are being sent: they arrive, then the server ends with 0."""
     with grpcclient.InferenceServerClient(server.grpc) as client:
         arrived = ask(client, 10)
         assert numbers(arrived, 2) == [0, 1]
         server.signal(signal.SIGTERM)
+        hold.unlink()
         assert numbers(arrived, 9) == [*range(2, 10), -1]
         client.stop_stream()
     assert server.wait() == 0
 
 
-def test_a_client_that_leaves_ends_nothing_but_its_own_request(server: Server, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("hold")
+def test_a_client_that_leaves_ends_nothing_but_its_own_request(server: Server) -> None:
     """The model goes on answering whoever is there, and what the other had asked for is settled."""
     # Its last response waits until the server has heard that it left.
-    (tmp_path / "count" / "1" / "hold").touch()
     with grpcclient.InferenceServerClient(server.grpc) as stays:
         with grpcclient.InferenceServerClient(server.grpc) as leaves:
             gone = ask(leaves, 10)

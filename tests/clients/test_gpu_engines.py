@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,28 +29,65 @@ def pipe():
 """
 
 
-def doubling_engine() -> bytes:
-    """`y` = `x` + `x` for 1 to 8 rows of 4, built for this machine's GPU."""
+def built(define: Callable[[Any, Any, Any], Any]) -> bytes:
+    """An engine of one output `y`, which `define` makes of the library, a network and a profile."""
     trt = pytest.importorskip("tensorrt", reason="pip install 'conch[tensorrt]'")
     pytest.importorskip("cuda.bindings", reason="pip install cuda-python")
     builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
-    network = builder.create_network(0)
-    x = network.add_input("x", trt.float32, (-1, 4))
-    y = network.add_elementwise(x, x, trt.ElementWiseOperation.SUM).get_output(0)
+    network, profile = builder.create_network(0), builder.create_optimization_profile()
+    y = define(trt, network, profile)
     y.name = "y"
     network.mark_output(y)
-    profile = builder.create_optimization_profile()
-    profile.set_shape("x", (1, 4), (4, 4), (8, 4))
     config = builder.create_builder_config()
     config.add_optimization_profile(profile)
     return bytes(builder.build_serialized_network(network, config))
 
 
-def ask(server: Server, model: str, output: str, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def rows_of_four(trt: Any, network: Any, profile: Any) -> Any:
+    """The input `x`: 1 to 8 rows of 4."""
+    profile.set_shape("x", (1, 4), (4, 4), (8, 4))
+    return network.add_input("x", trt.float32, (-1, 4))
+
+
+def doubling_engine() -> bytes:
+    """`y` = `x` + `x`, built for this machine's GPU."""
+
+    def define(trt: Any, network: Any, profile: Any) -> Any:
+        x = rows_of_four(trt, network, profile)
+        return network.add_elementwise(x, x, trt.ElementWiseOperation.SUM).get_output(0)
+
+    return built(define)
+
+
+def reshaping_engine() -> bytes:
+    """`y` is `x` in the shape that the values of `size` tell."""
+
+    def define(trt: Any, network: Any, profile: Any) -> Any:
+        layer = network.add_shuffle(rows_of_four(trt, network, profile))
+        layer.set_input(1, network.add_input("size", trt.int32, (2,)))
+        profile.set_shape_input("size", (1, 4), (4, 4), (8, 4))
+        return layer.get_output(0)
+
+    return built(define)
+
+
+def searching_engine() -> bytes:
+    """`y` are the places in `x` that are not 0, one a column."""
+
+    def define(trt: Any, network: Any, profile: Any) -> Any:
+        return network.add_non_zero(rows_of_four(trt, network, profile)).get_output(0)
+
+    return built(define)
+
+
+def ask(server: Server, model: str, output: str, x: np.ndarray[Any, Any], *size: int) -> np.ndarray[Any, Any]:
+    given = {"x": (x, "FP32"), **({"size": (np.array(size, np.int32), "INT32")} if size else {})}
     with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
-        sent = tritonclient.grpc.InferInput("x", list(x.shape), "FP32")
-        sent.set_data_from_numpy(x)
-        answer: np.ndarray[Any, Any] = client.infer(model, [sent]).as_numpy(output)
+        inputs = []
+        for name, (array, datatype) in given.items():
+            inputs.append(tritonclient.grpc.InferInput(name, list(array.shape), datatype))
+            inputs[-1].set_data_from_numpy(array)
+        answer: np.ndarray[Any, Any] = client.infer(model, inputs).as_numpy(output)
         return answer
 
 
@@ -85,6 +123,31 @@ def test_engines_hand_tensors_on(tmp_path: Path) -> None:
         for rows in (1, 8, 3) * 4:
             x = np.random.default_rng(rows).normal(size=(rows, 4)).astype(np.float32)
             np.testing.assert_array_equal(ask(server, "e", "y", x), x * 4)
+
+
+def test_values_of_a_shape_tensor_tell_the_shape(tmp_path: Path) -> None:
+    """Of each request anew, also larger than what the engine was tuned for."""
+    (tmp_path / "reshape" / "1").mkdir(parents=True)
+    (tmp_path / "reshape" / "1" / "model.plan").write_bytes(reshaping_engine())
+    with Server(tmp_path) as server:
+        server.ready_seconds()
+        for rows, size in ((1, (1, 4)), (8, (8, 4)), (3, (6, 2)), (1, (4, 1))) * 2:
+            x = np.random.default_rng(rows).normal(size=(rows, 4)).astype(np.float32)
+            np.testing.assert_array_equal(ask(server, "reshape", "y", x, *size), x.reshape(size))
+
+
+def test_outputs_are_as_large_as_the_data_makes_them(tmp_path: Path) -> None:
+    """None, few, all."""
+    (tmp_path / "search" / "1").mkdir(parents=True)
+    (tmp_path / "search" / "1" / "model.plan").write_bytes(searching_engine())
+    with Server(tmp_path) as server:
+        server.ready_seconds()
+        for rows, found in ((1, 0), (8, 3), (2, 8), (8, 32), (4, 1)):
+            x = np.zeros((rows, 4), np.float32)
+            x.flat[:found] = 1
+            answer = ask(server, "search", "y", x)
+            assert answer.shape == (2, found)
+            np.testing.assert_array_equal(answer, np.argwhere(x).T)
 
 
 def test_a_pipeline_on_a_gpu_is_served(tmp_path: Path) -> None:

@@ -360,7 +360,10 @@ def test_requests_that_wait_too_long_are_told() -> None:
     try:
         with ThreadPoolExecutor(1) as threads:
             first = threads.submit(ask, server, "/predict", {"input": 1})
-            assert entered.wait(60)
+            # On a machine that does nothing else for two seconds it may itself be one of those.
+            while not entered.wait(0.01):
+                if first.done():
+                    first = threads.submit(ask, server, "/predict", {"input": 1})
             assert ask(server, "/predict", {"input": 2}) == (504, "application/json", b'{"detail":"Request timed out"}')
             go_on.set()
             assert first.result(60)[0] == 200

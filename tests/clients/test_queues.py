@@ -20,6 +20,8 @@ from support.until import until
 
 MODELS = {
     "full": "max_batch_size: 1 dynamic_batching { default_queue_policy { max_queue_size: 1 } }",
+    "hasty": """max_batch_size: 1 dynamic_batching { priority_levels: 2 default_priority_level: 2
+        priority_queue_policy { key: 2 value { default_timeout_microseconds: 1000 } } }""",
     "fair": """max_batch_size: 1 dynamic_batching { }
         parameters { key: "conch_fair_weights" value { string_value: "gold=3,*=1" } }
         parameters { key: "conch_fair_by" value { string_value: "x-tenant" } }""",
@@ -53,8 +55,9 @@ def ask_http(server: Server, model: str) -> tuple[int, Any, http.client.HTTPMess
     return response.status, said, response.headers
 
 
-def message(model: str, value: int = 1, shape: tuple[int, ...] = (1, 1)) -> bytes:
+def message(model: str, value: int = 1, shape: tuple[int, ...] = (1, 1), priority: int = 1) -> bytes:
     request = pb.ModelInferRequest(model_name=model)
+    request.parameters["priority"].int64_param = priority
     request.inputs.add(name="X", datatype="INT32", shape=shape)
     request.raw_input_contents.append(struct.pack("<i", value))
     return bytes(request.SerializeToString())
@@ -112,6 +115,13 @@ def test_a_refused_client_is_told_when_to_come_again(server: Server, repository:
         assert int(told["grpc-retry-pushback-ms"]) >= 1
     status, _, headers = ask_http(server, "full")
     assert (status, headers["Retry-After"]) == (200, None)
+
+
+def test_who_waits_longer_than_the_queue_allows_is_refused(server: Server, repository: Path) -> None:
+    """default_timeout_microseconds, over the wire: 503, and why. What runs takes as long as it takes."""
+    with Busy(server, repository / "hasty"):
+        status, said, _ = ask_http(server, "hasty")
+    assert (status, said["error"]) == (503, "Request timeout expired")
 
 
 def test_generate_tells_too(server: Server, repository: Path) -> None:

@@ -243,7 +243,13 @@ def write_identity(root: Path) -> None:
 def test_servers_share_a_redis_that_comes_and_goes(tmp_path: Path) -> None:
     """Two servers answer from one Redis; while it is away, or holds garbage, models run; then it is used again."""
     write_identity(tmp_path)
-    with RedisServer() as redis, Server(tmp_path, *redis.flags) as one, Server(tmp_path, *redis.flags) as two:
+    # However slowly this Redis answers, it is there.
+    patience = [f"--cache-config=redis,{name}=60000" for name in ("socket_timeout", "wait_timeout")]
+    with (
+        RedisServer() as redis,
+        Server(tmp_path, *redis.flags, *patience) as one,
+        Server(tmp_path, *redis.flags, *patience) as two,
+    ):
         assert ask(httpclient, one, "m", 0.5) == [0.5]
         until(lambda: bool(redis.client().keys()))
         assert ask(grpcclient, two, "m", 0.5) == [0.5]

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -246,24 +245,6 @@ def test_the_stop_has_an_end(tmp_path: Path) -> None:
         connection.close()
     finally:
         server.close()
-
-
-def test_a_full_queue_refuses(tmp_path: Path) -> None:
-    """max_queue_size and default_timeout_microseconds of the default queue policy, over the wire: 503, and why."""
-    config = TENSORS + (
-        'backend: "identity" max_batch_size: 1 parameters { key: "execute_delay_ms" value { string_value: "4000" } }'
-        "dynamic_batching { default_queue_policy { max_queue_size: 1 default_timeout_microseconds: 2000000 } }"
-    )
-    (tmp_path / "slow" / "1").mkdir(parents=True)
-    (tmp_path / "slow" / "config.pbtxt").write_text(config)
-    body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]})
-    with Server(tmp_path) as server, ThreadPoolExecutor(3) as pool:
-        answers = list(pool.map(lambda _: ask(server, "/v2/models/slow/infer", "POST", body), range(3)))
-    assert sorted([(status, answer.get("error", "")) for status, answer in answers]) == [
-        (200, ""),
-        (503, "Request timeout expired"),
-        (503, "[request id: <id_unknown>] Exceeds maximum queue size"),
-    ]
 
 
 def metrics_page(server: Server) -> str:

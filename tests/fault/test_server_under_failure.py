@@ -23,6 +23,15 @@ class TritonPythonModel:
             for r in requests
         ]
 """
+#: Answers when there is no file `hold` beside it.
+HELD = ECHO.replace(
+    "        return [\n",
+    """        import pathlib, time
+        while pathlib.Path(__file__).with_name("hold").exists():
+            time.sleep(0.01)
+        return [
+""",
+)
 CONFIG = """
 backend: "{backend}"
 max_batch_size: 16
@@ -145,19 +154,21 @@ def test_memory_and_files_do_not_grow_with_requests(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_stop_answers_what_is_in_flight_and_ends_the_workers(tmp_path: Path) -> None:
     """SIGTERM: requests in flight are answered, the exit code is 0, no process is left."""
-    write_model(tmp_path, "slow", "identity")
-    config = tmp_path / "slow" / "config.pbtxt"
-    config.write_text(config.read_text() + 'parameters { key: "execute_delay_ms" value { string_value: "1000" } }\n')
+    write_model(tmp_path, "held", "python")
+    (tmp_path / "held" / "1" / "model.py").write_text(HELD)
+    hold = tmp_path / "held" / "1" / "hold"
+    hold.touch()
     write_model(tmp_path, "echo", "python")
     answers = Answers()
 
     async def run(server: Server) -> None:
-        load = asyncio.ensure_future(ask(server.http_port, "slow", 8, 1, answers))
+        load = asyncio.ensure_future(ask(server.http_port, "held", 8, 1, answers))
         # The connections are there, and whoever is answered comes after the requests on them.
         while connections(server) < 8:
             await asyncio.sleep(0.01)
         assert await status(server.http_port, "/v2/health/ready") == 200
         server.signal()
+        hold.unlink()
         await load
 
     with Server(tmp_path) as server:

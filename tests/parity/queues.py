@@ -48,7 +48,7 @@ MODELS = {
     "queue_ordered_full": "max_batch_size: 1 dynamic_batching { preserve_ordering: true default_queue_policy { "
     "max_queue_size: 1 } } instance_group [ { count: 2 kind: KIND_CPU } ]",
 }
-TIMEOUT = "default_timeout_microseconds: 2500000"
+TIMEOUT = "default_timeout_microseconds: 5000000"
 
 
 def write(root: Path, oracle: bool) -> None:
@@ -181,12 +181,12 @@ CASES: tuple[Case, ...] = (
     Schedule(
         "queue: delayed behind those in time",
         "queue_delay",
-        (Hold(), Send("a"), Send("b"), Pause(2.6), Send("c"), Send("d"), Release()),
+        (Hold(), Send("a"), Send("b"), Pause(5.1), Send("c"), Send("d"), Release()),
     ),
     Schedule(
         "queue: delayed ones count for the size",
         "queue_delay_full",
-        (Hold(), Send("a"), Send("b"), Pause(2.6), Send("c"), Release()),
+        (Hold(), Send("a"), Send("b"), Pause(5.1), Send("c"), Release()),
     ),
     Schedule(
         "queue: delayed in one level, refused in another",

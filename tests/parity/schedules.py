@@ -42,6 +42,8 @@ class TritonPythonModel:
             while not os.path.exists(release):
                 time.sleep(0.002)
             os.remove(release)
+        if not holds:
+            open(os.path.join(self.place, "ran"), "w").close()
         self.runs += 1
         for x in tensors:
             self.count += 1
@@ -69,7 +71,7 @@ output [
 class Send:
     """A request called `name`, which is its id; the next step comes when it waits or is answered.
 
-    `runs`: it neither waits nor is answered; the next step comes after a moment.
+    `runs`: an instance is free for it, and its answer may be held back; the next step comes when it runs.
     """
 
     name: str
@@ -159,12 +161,10 @@ class _Play:
 
     def _do(self, step: Step) -> None:
         if isinstance(step, Send):
-            waiting = self._pending()
+            waiting, ran = self._pending(), self.place / "ran"
+            ran.unlink(missing_ok=True)
             self._send(step.name, 0, step)
-            if step.runs:
-                time.sleep(0.15)
-            else:
-                _until(lambda: step.name in self.answers or self._pending() > waiting)
+            _until(ran.exists if step.runs else lambda: step.name in self.answers or self._pending() > waiting)
         elif isinstance(step, Hold):
             self._send(f"hold {step.number}", -step.number, Send("hold"))
             held = self.place / f"held{-step.number}"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import initialize, rule
 
 from conch.schedule.api import Turn
 from conch.schedule.batcher import QueueBatcher, QueuePolicy
 from conch.types.error import Code, InferError
 from conch.types.request import InferRequest
+from support.queue_histories import QueueHistory
 from support.requests import make_form, make_request
 
 MS = 1_000_000
@@ -128,10 +129,8 @@ def test_cancelled_request_at_the_front_is_refused() -> None:
     assert [(r, e.code) for r, e in turn.refuse] == [(a, Code.CANCELLED)]
 
 
-class History(RuleBasedStateMachine):
+class History(QueueHistory):
     """Any history of offers, takes, cancellations and waiting: nothing lost, nothing twice, order and bounds kept."""
-
-    requests = Bundle("requests")
 
     @initialize(
         max_rows=st.integers(1, 8),
@@ -142,91 +141,28 @@ class History(RuleBasedStateMachine):
     )
     def begin(self, max_rows: int, preferred: list[int], delay: int, max_size: int, timeout: int) -> None:
         preferred = [size for size in preferred if size <= max_rows]
-        self.max_rows, self.max_size, self.delay, self.timeout = max_rows, max_size, delay, timeout
-        self.batcher = QueueBatcher(max_rows, preferred, delay, QueuePolicy(max_size, timeout, True))
-        self.now = 0
-        self.waiting: list[InferRequest] = []
-        self.gone: list[InferRequest] = []
+        self.max_rows, self.delay = max_rows, delay
+        self.begin_with(QueueBatcher(max_rows, preferred, delay, QueuePolicy(max_size, timeout, True)), max_size)
 
     @rule(
-        target=requests,
+        target=QueueHistory.requests,
         rows=st.integers(1, 10),
         key=st.sampled_from([None, None, "a"]),
         hurry=st.integers(0, 9),
         leaves=st.sampled_from([0, 0, -3, 1, 15]),
     )
     def offer(self, rows: int, key: object, hurry: int, leaves: int) -> InferRequest:
-        request = make_request(make_form(min(rows, self.max_rows), key, timeout_us=hurry), queued_ns=self.now)
-        request.expires_ns = max(1, self.now + leaves) if leaves else 0
-        full = self.max_size and len(self.waiting) >= self.max_size
-        try:
-            self.batcher.offer(request, self.now)
-        except InferError:
-            assert full
-        else:
-            assert not full
-            self.waiting.append(request)
-        return request
+        form = make_form(min(rows, self.max_rows), key, timeout_us=hurry)
+        return self.put(make_request(form, queued_ns=self.now), leaves)
 
-    @rule(requests=requests)
-    def cancel(self, requests: InferRequest) -> None:
-        requests.cancelled = True
-
-    @rule(step=st.integers(0, 12))
-    def wait(self, step: int) -> None:
-        self.now += step
-
-    def refused(self, turn: Turn) -> None:
-        for request, error in turn.refuse:
-            assert request.cancelled or (request.deadline_ns and request.deadline_ns <= self.now), error
-            assert (error.code is Code.CANCELLED) == request.cancelled
-            self.waiting.remove(request)
-            self.gone.append(request)
-        ends = [request.deadline_ns for request in self.waiting if request.deadline_ns]
-        assert not ends or 0 < turn.ask_at <= min(ends), "nobody leaves later than on time"
-
-    @rule()
-    def sweep(self) -> None:
-        turn = self.batcher.sweep(self.now)
-        self.refused(turn)
-        assert turn.run == []
-        assert not [request for request in self.waiting if request.cancelled]
-
-    @rule()
-    def expire(self) -> None:
-        turn = self.batcher.expire(self.now)
-        self.refused(turn)
-        assert not [r for r in self.waiting if r.deadline_ns and r.deadline_ns <= self.now]
-
-    @rule()
-    def take(self) -> None:
-        turn = self.batcher.take(self.now)
-        self.refused(turn)
+    def ran(self, turn: Turn) -> None:
         assert turn.run == self.waiting[: len(turn.run)], "first come, first served"
         rows = sum(request.form.rows for request in turn.run)
         assert rows <= self.max_rows or len(turn.run) == 1
         assert len({request.form.batch_key for request in turn.run}) <= 1
-        for request in turn.run:
-            assert not request.deadline_ns or request.deadline_ns > self.now, "no expired request is executed"
-            assert not request.expires_ns or request.expires_ns > self.now, "nor one whose client waits no longer"
         if self.waiting and not turn.run:
             assert self.delay, "without a delay whoever asks gets what waits"
             assert turn.ask_at > self.now, "who waits is told until when"
-        self.waiting = self.waiting[len(turn.run) :]
-        self.gone += turn.run
-
-    @invariant()
-    def nothing_is_lost(self) -> None:
-        if hasattr(self, "batcher"):
-            assert len(self.batcher) == len(self.waiting)
-            assert len(set(map(id, self.gone))) == len(self.gone)
-
-    def teardown(self) -> None:
-        if hasattr(self, "batcher"):
-            self.now += 1000
-            for _ in range(len(self.waiting) + 1):
-                self.take()
-            assert not self.waiting, "after the delay every request leaves"
 
 
 TestHistory = History.TestCase

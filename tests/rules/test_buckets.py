@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import count
-
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import initialize, rule
 
 from conch.schedule.api import Turn
 from conch.schedule.buckets import BucketBatcher
 from conch.schedule.policy import QueuePolicy
-from conch.types.error import Code, InferError
 from conch.types.padding import Bucket
 from conch.types.request import InferRequest
+from support.queue_histories import QueueHistory
 from support.requests import make_form, make_request
 
 SMALL, LARGE = Bucket((), (16,)), Bucket((), (64,))
@@ -70,10 +68,8 @@ def test_buckets_of_other_shapes_never_meet() -> None:
     assert [batcher.take(9).run, batcher.take(9).run] == [[a], [b]]
 
 
-class History(RuleBasedStateMachine):
+class History(QueueHistory):
     """Any history: nothing lost, nothing twice, order in a bucket kept, the oldest head first, bounds kept."""
-
-    requests = Bundle("requests")
 
     @initialize(
         max_rows=st.integers(1, 8),
@@ -84,16 +80,13 @@ class History(RuleBasedStateMachine):
         waste=st.sampled_from([0.0, 0.3, 0.9]),
     )
     def begin(self, max_rows: int, preferred: list[int], delay: int, max_size: int, timeout: int, waste: float) -> None:
-        self.max_rows, self.max_size, self.delay, self.waste = max_rows, max_size, delay, waste
+        self.max_rows, self.delay, self.waste = max_rows, delay, waste
         preferred = [size for size in preferred if size <= max_rows]
-        self.batcher = BucketBatcher(max_rows, preferred, delay, QueuePolicy(max_size, timeout, True), waste)
-        self.now = 0
-        self.numbers = count()
-        self.waiting: list[InferRequest] = []
-        self.gone: list[InferRequest] = []
+        policy = QueuePolicy(max_size, timeout, True)
+        self.begin_with(BucketBatcher(max_rows, preferred, delay, policy, waste), max_size)
 
     @rule(
-        target=requests,
+        target=QueueHistory.requests,
         rows=st.integers(1, 8),
         size=st.sampled_from([8, 16, 32]),
         rest=st.sampled_from(["a", "a", "b"]),
@@ -104,49 +97,9 @@ class History(RuleBasedStateMachine):
         # No two requests come at the same time, so that there is one oldest.
         self.now += 1
         form = make_form(min(rows, self.max_rows), Bucket(rest, (size,)), timeout_us=hurry)
-        request = make_request(form, queued_ns=self.now)
-        request.expires_ns = max(1, self.now + leaves) if leaves else 0
-        full = self.max_size and len(self.waiting) >= self.max_size
-        try:
-            self.batcher.offer(request, self.now)
-        except InferError:
-            assert full
-        else:
-            assert not full
-            self.waiting.append(request)
-        return request
+        return self.put(make_request(form, queued_ns=self.now), leaves)
 
-    @rule(requests=requests)
-    def cancel(self, requests: InferRequest) -> None:
-        requests.cancelled = True
-
-    @rule(step=st.integers(0, 12))
-    def wait(self, step: int) -> None:
-        self.now += step
-
-    def refused(self, turn: Turn) -> None:
-        for request, error in turn.refuse:
-            assert request.cancelled or 0 < request.deadline_ns <= self.now, error
-            assert (error.code is Code.CANCELLED) == request.cancelled
-            self.waiting.remove(request)
-            self.gone.append(request)
-        ends = [request.deadline_ns for request in self.waiting if request.deadline_ns]
-        assert not ends or 0 < turn.ask_at <= min(ends), "nobody leaves later than on time"
-
-    @rule()
-    def sweep(self) -> None:
-        self.refused(self.batcher.sweep(self.now))
-        assert not [request for request in self.waiting if request.cancelled]
-
-    @rule()
-    def expire(self) -> None:
-        self.refused(self.batcher.expire(self.now))
-        assert not [r for r in self.waiting if r.deadline_ns and r.deadline_ns <= self.now]
-
-    @rule()
-    def take(self) -> None:
-        turn = self.batcher.take(self.now)
-        self.refused(turn)
+    def ran(self, turn: Turn) -> None:
         if not turn.run:
             assert not self.waiting or (self.delay and turn.ask_at > self.now), "who waits is told until when"
             return
@@ -167,23 +120,6 @@ class History(RuleBasedStateMachine):
             assert ran == line[: len(ran)], "first come, first served in each bucket"
             asked += sum(request.form.rows for request in ran) * other.sizes[0]
         assert rows * key.sizes[0] - asked <= self.waste * rows * key.sizes[0] + 1e-9
-        for request in turn.run:
-            assert not request.deadline_ns or request.deadline_ns > self.now, "no expired request is executed"
-            self.waiting.remove(request)
-        self.gone += turn.run
-
-    @invariant()
-    def nothing_is_lost(self) -> None:
-        if hasattr(self, "batcher"):
-            assert len(self.batcher) == len(self.waiting)
-            assert len(set(map(id, self.gone))) == len(self.gone)
-
-    def teardown(self) -> None:
-        if hasattr(self, "batcher"):
-            self.now += 1000
-            for _ in range(len(self.waiting) + 1):
-                self.take()
-            assert not self.waiting, "after the delay every request leaves"
 
 
 TestHistory = History.TestCase

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from conch.config.ensemble_members import check_members
@@ -19,37 +18,10 @@ from conch.types.request import InferRequest, RequestForm, RequestHead
 from conch.types.response import InferResponse
 from conch.types.tensor import Tensor
 from support.requests import Recorder, make_form
+from support.schedulers import HoldingScheduler
 
 #: A step: its model, the tensors it reads by input name, and those it writes by output name.
 Step = tuple[str, Mapping[str, str], Mapping[str, str]]
-
-
-@dataclass
-class FakeScheduler:
-    """Holds requests until a test answers them."""
-
-    requests: list[InferRequest] = field(default_factory=list)
-    withdrawn: list[InferRequest] = field(default_factory=list)
-    refuses: Exception | None = None
-
-    def submit(self, request: InferRequest, /) -> None:
-        if self.refuses is not None:
-            raise self.refuses
-        self.requests.append(request)
-
-    def withdraw(self, request: InferRequest, /) -> None:
-        request.cancelled = True
-        self.withdrawn.append(request)
-
-    def pending(self) -> int:
-        return 0
-
-    def inflight(self) -> int:
-        return len(self.requests)
-
-    def stop(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class FakeMember:
@@ -59,7 +31,7 @@ class FakeMember:
         outputs = tuple([TensorSpec(each.name, BYTES, tuple(each.dims)) for each in config.output])
         self.spec = ModelSpec(config.name, 1, config.max_batch_size, inputs, outputs)
         self.stats = ModelStats()
-        self.scheduler = FakeScheduler()
+        self.scheduler = HoldingScheduler()
 
     def ready(self) -> bool:
         return True

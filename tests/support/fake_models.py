@@ -10,7 +10,9 @@ from pathlib import Path
 from conch.config.server import RepositoryOptions
 from conch.observe.stats import ModelStats
 from conch.pb.model_config_pb2 import ModelConfig
+from conch.registry.ensembles import EnsembleLoader
 from conch.registry.lifecycle import Key
+from conch.registry.loading import Prepare
 from conch.registry.registry import Registry
 from conch.registry.served import ServedVersion
 from conch.repository.api import Fingerprint, StoredModel
@@ -158,18 +160,21 @@ class FakeLoader:
 
 
 class House:
-    """A registry over fakes; a context manager that stops it."""
+    """A registry over fakes; a context manager that stops it. `prepare` makes the configs."""
 
-    def __init__(self, **options: object) -> None:
+    def __init__(
+        self, prepare: Prepare = fake_prepare, ensembles: EnsembleLoader | None = None, **options: object
+    ) -> None:
         self.store = FakeStore()
         self.loader = FakeLoader()
         chosen = {"control_mode": "explicit", "exit_on_error": False, **options}
         self.registry = Registry(
             self.store,
-            fake_prepare,
+            prepare,
             self.loader,
             RepositoryOptions(**chosen),  # type: ignore[arg-type]
             lambda call: call(),
+            ensembles,
         )
 
     def load(self, name: str, **parameters: str) -> None:

@@ -27,6 +27,8 @@ class FakeDriver:
     def __init__(self, *gpus: tuple[str, int, int, int], fails: tuple[str, int] = ("", 0)) -> None:
         self.gpus = gpus
         self.fails = fails
+        #: The GPUs that this process uses.
+        self.computing: set[int] = set()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or not hasattr(type(self), f"do_{name}"):
@@ -58,6 +60,9 @@ class FakeDriver:
 
     def do_cuDeviceGetAttribute(self, value: Any, attribute: int, device: ctypes.c_int) -> None:  # noqa: N802
         value._obj.value = self.gpus[device.value][{75: 1, 76: 2}[attribute]]
+
+    def do_cuDevicePrimaryCtxGetState(self, device: ctypes.c_int, flags: Any, active: Any) -> None:  # noqa: N802
+        active._obj.value = device.value in self.computing
 
 
 class NVMLError(Exception):

@@ -170,9 +170,11 @@ class Wire:
         return self
 
     def ask(self, data: bytes) -> Reply:
-        """Feed one request, take its answer."""
+        """Feed one request, take its answer, if need be when threads have done their part."""
         before = len(self.transport.sent)
         self.feed(data)
+        while self.connection.busy and len(self.transport.sent) == before:
+            self.turn()
         (reply,) = take_apart(bytes(self.transport.sent[before:]))
         return reply
 

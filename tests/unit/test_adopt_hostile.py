@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import onnx
+import psutil
 import pytest
 from onnx import TensorProto, helper
 
 from conch.adopt import api, functions
 from conch.adopt.api import AdoptError, Entry, Packed
-from conch.adopt.lay import lay
+from conch.adopt.lay import lay, refresh
 from conch.adopt.run_mlserver import artefact
 from conch.adopt.targets import read_target
 from conch.cli import importing
@@ -83,6 +85,7 @@ def own_code(entry: Entry) -> str:
     return source.decode()
 
 
+@pytest.mark.slow
 def test_names_are_no_code(tmp_path: Path) -> None:
     """File names with quotes and line breaks stay names in the Python files that are made for them."""
     path = tmp_path / f"a{EVIL}.py"
@@ -209,6 +212,7 @@ def f(x: int) -> int:
 """
 
 
+@pytest.mark.slow
 def test_a_thread_that_never_ends_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process that reads signatures is ended once it has answered."""
     monkeypatch.setattr(functions, "_PATIENCE_S", 60)
@@ -216,12 +220,22 @@ def test_a_thread_that_never_ends_holds_nobody_up(tmp_path: Path, monkeypatch: p
     assert read(tmp_path / "app.py").name == "f"
 
 
+@pytest.mark.slow
 def test_an_import_that_never_ends_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With all that it has started, after a time, and with a sentence."""
     monkeypatch.setattr(functions, "_PATIENCE_S", 0.5)
     (tmp_path / "app.py").write_text("import conch, os, threading\nos.fork()\nthreading.Event().wait()\n")
     said = refusal(tmp_path / "app.py")
     assert said.startswith(f"{tmp_path / 'app.py'}: importing it took more than 0.5 s")
+
+
+def test_a_process_that_cannot_be_started_leaves_no_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence, and both ends are closed."""
+    (tmp_path / "app.py").write_text("import conch\n")
+    monkeypatch.setattr(functions.sys, "executable", str(tmp_path / "no python"))
+    before = psutil.Process().num_fds()
+    assert refusal(tmp_path / "app.py") == f"{tmp_path / 'no python'}: No such file or directory"
+    assert psutil.Process().num_fds() == before
 
 
 def model_file(repository: Path) -> Path:
@@ -254,6 +268,40 @@ def test_a_model_that_cannot_be_laid_leaves_the_old_one(tmp_path: Path) -> None:
         lay([broken], tmp_path / "r", copy=True, force=True)
     assert file.read_bytes() == b"weights"
     assert [each.name for each in (tmp_path / "r").iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize("fails", ["m", ".m.new"])
+def test_a_model_that_cannot_be_put_in_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """Whichever of the two renames it is; the error says so, and nothing is left beside it."""
+    file = model_file(tmp_path)
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name == fails:
+            raise PermissionError(errno.EPERM, "Operation not permitted", str(self), None, str(target))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(AdoptError) as refused:
+        lay([Entry("m", ModelConfig(), {"1/a": b"a"}, "x", tmp_path)], tmp_path, force=True)
+    place = tmp_path / "m"
+    assert refused.value.args[0] == f"{place} cannot be replaced, it is as it was: Operation not permitted"
+    assert file.read_bytes() == b"weights"
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_a_file_that_cannot_be_brought_up_to_date_leaves_the_old_one(tmp_path: Path) -> None:
+    """And nothing half made beside it."""
+    source = tmp_path / "a"
+    source.write_bytes(b"new")
+    folder = model_file(tmp_path / "r").parent.parent
+    (folder / "1" / "a").mkdir()
+    entry = Entry("m", ModelConfig(), {"1/a": source}, "x", source)
+    with pytest.raises(IsADirectoryError):
+        refresh(entry, folder, {})
+    assert {each.name for each in (folder / "1").iterdir()} == {"a", "model.onnx"}
 
 
 def test_a_link_is_replaced_and_not_what_it_leads_to(tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def test_a_custom_mlserver_runtime(tmp_path: Path) -> None:
     assert "version v0.1" in lost
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -121,6 +122,7 @@ def test_mlserver_models_that_cannot_be_served(tmp_path: Path, settings: str, sa
     assert said in str(caught.value)
 
 
+@pytest.mark.slow
 def test_an_mlserver_estimator(tmp_path: Path) -> None:
     """Features and outputs come from the model itself, batches from the settings."""
     linear = pytest.importorskip("sklearn.linear_model")

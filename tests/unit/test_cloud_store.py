@@ -119,6 +119,7 @@ class Fetches:
         return brought
 
 
+@pytest.mark.slow
 def test_a_model_is_brought_once(place: Place, tmp_path: Path) -> None:
     """All that a load needs lies in a local folder; a second load brings nothing, a third what has changed."""
     place.put({"m/config.pbtxt": ALL_VERSIONS, "m/1/model.py": "one", "m/2/sub/model.py": "two", "README": "r"})
@@ -159,6 +160,7 @@ def test_a_survey_brings_nothing(place: Place, tmp_path: Path) -> None:
         assert (before.complete, it.store.names()) == (True, ["m", "n", "o"])
 
 
+@pytest.mark.slow
 def test_equal_bytes_are_brought_once(place: Place, tmp_path: Path) -> None:
     """Versions and models with the same file share it, where the storage says what is in it; written anew with the
     same bytes it is not brought again."""
@@ -181,6 +183,7 @@ def test_equal_bytes_are_brought_once(place: Place, tmp_path: Path) -> None:
         assert it.new() == []
 
 
+@pytest.mark.slow
 def test_only_wanted_versions_are_brought(place: Place, tmp_path: Path) -> None:
     """What the version policy leaves out stays where it is; other configs too."""
     place.put({f"m/{n}/model.onnx": str(n) for n in (1, 2, 3)})
@@ -205,6 +208,7 @@ def test_a_model_that_says_nothing_is_looked_into(memory: Place, tmp_path: Path)
         assert it.new() == ["m/1/model.onnx", "m/3/model.onnx"]
 
 
+@pytest.mark.slow
 def test_a_large_file_is_brought_in_pieces(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -582,6 +586,7 @@ def test_an_unknown_scheme_is_refused() -> None:
         connect(parse_url("nowhere://x"), Credential())
 
 
+@pytest.mark.slow
 def test_a_web_server_is_a_repository(tmp_path: Path) -> None:
     """What fsspec reaches will do: folders listed by a web server that knows no pieces."""
     import functools
@@ -602,6 +607,7 @@ def test_a_web_server_is_a_repository(tmp_path: Path) -> None:
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_files_that_form_no_folder_are_refused(memory: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Storages may have a file where others have a folder, and names that lead elsewhere: nothing is written there."""
     place = memory.below("no_folder")

@@ -55,6 +55,7 @@ def test_nothing_is_read_of_an_empty_tensor() -> None:
     assert cuda.calls == []
 
 
+@pytest.mark.slow
 def test_a_consumer_keeps_the_memory_until_it_lets_go() -> None:
     """DLPack's tensors refer to what they were made from; a capsule that nobody takes gives it back by itself."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")

@@ -82,6 +82,7 @@ def refusal(folder: Path, path: str) -> InferError:
 # ---- folders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["3.9", "3.10", "3.11", "3.12", "3.13"])
 def test_environments_of_every_python(tmp_path: Path, version: str) -> None:
     """A worker needs nothing but numpy and Python 3.9 or newer; nothing of the server's packages gets in."""
@@ -97,6 +98,7 @@ def test_environments_of_every_python(tmp_path: Path, version: str) -> None:
     assert found["foreign"] == []
 
 
+@pytest.mark.slow
 def test_a_python_that_is_too_old(tmp_path: Path) -> None:
     """Its version is named, and the oldest that would do."""
     python = interpreter("3.8")
@@ -202,6 +204,7 @@ def pack(venv: Path, archive: Path, top: str = ".") -> Path:
     return archive
 
 
+@pytest.mark.slow
 def test_an_archive_is_unpacked_once(tmp_path: Path, venv: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Models and loads share one copy of an archive, wherever it lies; conda-unpack is run in it, once."""
     (tmp_path / "m").mkdir()
@@ -227,6 +230,7 @@ def test_an_archive_is_unpacked_once(tmp_path: Path, venv: Path, caplog: pytest.
     ]
 
 
+@pytest.mark.slow
 def test_an_archive_with_a_folder_in_it(tmp_path: Path, venv: Path) -> None:
     """`tar czf env.tar.gz env` does as well as conda-pack."""
     (tmp_path / "m").mkdir()
@@ -235,6 +239,7 @@ def test_an_archive_with_a_folder_in_it(tmp_path: Path, venv: Path) -> None:
     assert found["prefix"].endswith("/env/env")
 
 
+@pytest.mark.slow
 def test_archives_of_venv_pack(tmp_path: Path, venv: Path) -> None:
     """What venv-pack makes is understood."""
     venv_pack.pack(prefix=str(venv), output=str(tmp_path / "env.tar.gz"), compress_level=1)
@@ -242,6 +247,7 @@ def test_archives_of_venv_pack(tmp_path: Path, venv: Path) -> None:
     assert "archive-" in found["prefix"]
 
 
+@pytest.mark.slow
 def test_archives_of_conda_pack(tmp_path: Path) -> None:
     """What conda-pack makes is understood: files that name the old place name the new one after the unpacking."""
     old = make_venv(tmp_path / "old", "numpy")
@@ -300,6 +306,7 @@ def version_seen(folder: Path) -> str:
         return str(array_of(model.echo().outputs[0])[0], "ascii")
 
 
+@pytest.mark.slow
 def test_models_with_conflicting_requirements(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Each has the version that it asks for, made once, with numpy; what is done is told."""
     for name, version in (("a", "21.3"), ("b", "24.0"), ("c", "21.3")):
@@ -313,6 +320,7 @@ def test_models_with_conflicting_requirements(tmp_path: Path, caplog: pytest.Log
     assert sum("made the Python environment in" in line for line in lines) == 2
 
 
+@pytest.mark.slow
 def test_auto_complete_runs_in_the_environment(tmp_path: Path) -> None:
     """The config is completed by the packages that the model will have."""
     requirements(tmp_path, "packaging==24.0\n", "m")
@@ -379,6 +387,7 @@ def test_without_a_network(tmp_path: Path, more: dict[str, str], hint: str, monk
     assert "secret" not in caught.value.message
 
 
+@pytest.mark.slow
 def test_a_folder_of_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a network, wheels in a folder do."""
     wheels = tmp_path / "wheels"

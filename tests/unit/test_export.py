@@ -81,6 +81,7 @@ def ask(model: Served, inputs: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.
     return {name: to_numpy(each.datatype, each.shape, each.data) for name, each in answer.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["onnx", "torchscript", "pt2", "openvino"])
 def test_modules_become_entries(tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str) -> None:
     """A module of nested results and open sizes is written in each format, and the entry is served and agrees."""
@@ -177,6 +178,7 @@ def test_models_are_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main([*arguments, "--force"]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classifier", "regressor", "pipeline"])
 def test_estimators_become_entries(tmp_path: Path, kind: str) -> None:
     """scikit-learn models trained on real data are written as ONNX and give the same labels and numbers."""
@@ -213,6 +215,7 @@ def test_pickles_are_opened_only_when_trusted(tmp_path: Path, capsys: pytest.Cap
     assert "cannot be opened" in failed(capsys, "sklearn", str(tmp_path / "m.joblib"), "--trusted")
 
 
+@pytest.mark.slow
 def test_transformers_become_entries(tmp_path: Path) -> None:
     """A folder of Transformers is exported with its usual inputs, whose length is open."""
     pytest.importorskip("torch", reason="PyTorch is not installed")

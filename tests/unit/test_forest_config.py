@@ -18,6 +18,8 @@ from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.error import Code, InferError
 from support.forests import data, forest_config, lightgbm_model, load, open_forest, write_sklearn, xgboost_model
 
+pytestmark = pytest.mark.slow
+
 
 def refused(call: Callable[[], Any]) -> InferError:
     with pytest.raises(InferError) as caught:

@@ -24,6 +24,8 @@ from support.forests import (
     xgboost_model,
 )
 
+pytestmark = pytest.mark.slow
+
 #: Sums of the same leaves in another order and in 32 bits.
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 ENGINES = ["auto", "treelite", "library"]

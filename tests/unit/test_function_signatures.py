@@ -47,6 +47,7 @@ def refusal(folder: Path, code: str) -> str:
     return text.removeprefix(f"{path}:")
 
 
+@pytest.mark.slow
 def test_arrays_name_type_and_shape(tmp_path: Path) -> None:
     """Annotated, Array and indexing are three spellings of one thing."""
     for annotation in ("Annotated[np.ndarray, conch.FP32(-1, 3)]", 'conch.Array["FP32", -1, 3]', "conch.FP32[-1, 3]"):
@@ -79,6 +80,7 @@ def test_plain_values_and_defaults(tmp_path: Path) -> None:
     assert 'input { name: "g" data_type: TYPE_STRING dims: -1 optional: true }' in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [
@@ -98,6 +100,7 @@ def test_structures_have_their_fields_as_tensors(tmp_path: Path, kind: str) -> N
     assert 'input { name: "more"' in text
 
 
+@pytest.mark.slow
 def test_tuples_and_named_outputs(tmp_path: Path) -> None:
     """Parts of a tuple are numbered, unless the annotation names them; `returns` names those of a dict."""
     text = config(
@@ -109,6 +112,7 @@ def test_tuples_and_named_outputs(tmp_path: Path) -> None:
     assert 'output { name: "y" data_type: TYPE_FP32 dims: -1 } output { name: "n" data_type: TYPE_INT64' in text
 
 
+@pytest.mark.slow
 def test_batches_leave_the_first_dimension_out(tmp_path: Path) -> None:
     """With Batch the annotation has the rows first, with Rows it is one row; both become max_batch_size."""
     text = config(
@@ -127,6 +131,7 @@ def test_batches_leave_the_first_dimension_out(tmp_path: Path) -> None:
     assert 'name: "x" data_type: TYPE_FP32 dims: 3 }' in text
 
 
+@pytest.mark.slow
 def test_coroutines_overlap_and_generators_stream(tmp_path: Path) -> None:
     """async def asks for calls side by side, a generator is a decoupled model."""
     text = config(tmp_path, "@conch.model(concurrency=7)\nasync def f(x: int) -> int: ...\n")
@@ -140,6 +145,7 @@ def test_coroutines_overlap_and_generators_stream(tmp_path: Path) -> None:
         assert 'output { name: "output" data_type: TYPE_STRING dims: 1 }' in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "line", "said"),
     [

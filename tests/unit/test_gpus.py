@@ -9,13 +9,14 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from conch.config.flags import parse
-from conch.config.gpus import Absent, Gpu, named, read_gpus, usable
+from conch.config.gpus import Absent, Gpu, has_context, named, read_gpus, usable
 from conch.config.server import GpuOptions, ServerOptions
 from conch.gpus import Gpus
 from conch.observe.gpu import _GAUGES, GpuGauges, GpuWatch, Nvml, load_limit
@@ -391,3 +392,18 @@ def test_gpus_that_are_left_alone_are_told(caplog: pytest.LogCaptureFixture) -> 
     found = Gpus(ServerOptions(gpu=GpuOptions(min_compute_capability=7.5)), lambda: [gpu(0, 7.0), gpu(1, 8.6)])
     assert [each.device for each in found.find()] == [1]
     assert "is not used, its compute capability 7.0 is below the least supported of 7.5" in caplog.text
+
+
+def test_whether_this_process_computes_on_a_gpu() -> None:
+    """The driver knows, if there is one."""
+    driver = FakeDriver(("A", 8, 0, 1), ("B", 8, 0, 1))
+    driver.computing.add(1)
+    assert [has_context(device, lambda: driver) for device in (0, 1)] == [False, True]
+    driver.fails = ("cuDeviceGet", 3)
+    assert not has_context(1, lambda: driver)
+    for missing in (OSError("no library"), AttributeError("too old")):
+
+        def open_library(error: Exception = missing) -> Any:
+            raise error
+
+        assert not has_context(1, open_library)

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from conch.observe.latencies import Details, Latencies, Summary, details_of, latencies_of
+from conch.observe.latencies import Details, Latencies, details_of, latencies_of
 from conch.observe.metrics import render
 from conch.observe.row_stats import EMPTY, RowStats
 from conch.observe.stats import Execution, ModelStats
+from conch.observe.summary import Summary
 from conch.schedule.batcher import QueueBatcher
 from conch.schedule.queue import QueueScheduler
 from conch.types.error import Code, InferError

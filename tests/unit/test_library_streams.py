@@ -24,6 +24,8 @@ from support.gate import Gate
 from support.requests import make_request
 from support.until import until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def gate() -> Iterator[Gate]:

@@ -11,12 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from conch.config.flag_values import FlagValueError
 from conch.config.flags import FlagError, parse
 from conch.config.gpus import Gpu
 from conch.config.memory import PARAMETER, MemoryWish, amount, memory_budget, memory_wish
-from conch.observe.footprint import Gauge, GpuReader, families, resident
+from conch.observe.footprint import Gauge, GpuReader, families, resident, untold
 from conch.observe.gpu import Nvml
 from conch.observe.memory_page import ModelMemory, render
 from conch.pb.model_config_pb2 import ModelConfig
@@ -166,6 +168,7 @@ class FakeNvml:
 
     def __init__(self) -> None:
         self.running: dict[str, list[Any]] = {f"GPU-{FIRST}": [], f"GPU-{SECOND}": []}
+        self.used = 1000
         self.broken = False
 
     def run(self, uuid: str, pid: int, size: int | None) -> None:
@@ -181,13 +184,16 @@ class FakeNvml:
             raise NVMLError("GPU is lost")
         return self.running[handle]
 
+    def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:  # noqa: N802
+        return SimpleNamespace(total=GIB, used=self.used, free=GIB - self.used)
+
 
 def gpu(device: int, uuid: str) -> Gpu:
     return Gpu(device, uuid, "a GPU", 9.0, GIB)
 
 
-def test_gpu_memory_is_counted_by_process(caplog: pytest.LogCaptureFixture) -> None:
-    """By CUDA's numbers, whatever NVML's are; where the driver does not tell, a warning says so, once."""
+def test_gpu_memory_is_counted_by_process() -> None:
+    """By CUDA's numbers, whatever NVML's are; None where the driver does not tell."""
     nvml = FakeNvml()
     for uuid, pid, size in ((FIRST, 7, 100), (FIRST, 8, 4), (SECOND, 7, 5), (SECOND, 7, 6)):
         nvml.run(uuid, pid, size)
@@ -195,18 +201,65 @@ def test_gpu_memory_is_counted_by_process(caplog: pytest.LogCaptureFixture) -> N
     assert read() == {7: {"gpu:0": 11, "gpu:1": 100}, 8: {"gpu:1": 4}}
     assert read.devices == {"gpu:0", "gpu:1"}
     assert GpuReader(Nvml(nvml, [gpu(0, SECOND)]))() == {7: {"gpu:0": 11}}
-    assert not caplog.records
     nvml.run(FIRST, 9, None)
-    assert read()[9] == read()[9] == {"gpu:1": 0}
-    assert [each.levelname for each in caplog.records] == ["WARNING"]
-    assert "the driver does not say what processes take of GPU 1" in caplog.text
+    nvml.run(FIRST, 9, 5)
+    assert read()[9] == {"gpu:1": None}
+
+
+pids = st.integers(1, 4)
+names = st.sampled_from(["gpu:0", "gpu:1"])
+
+
+@given(
+    st.dictionaries(pids, st.dictionaries(names, st.none() | st.integers(0, 9), min_size=1)),
+    st.sets(pids),
+    st.sets(names),
+    st.booleans(),
+)
+def test_whether_the_driver_tells_what_we_take(
+    use: dict[int, dict[str, int | None]], ours: set[int], computing: set[str], contained: bool
+) -> None:
+    """It does not where it lists one of our processes without a size, or none though we compute there, or might."""
+    found = untold(["gpu:0", "gpu:1"], use, ours, computing, contained=contained)
+    for device in ("gpu:0", "gpu:1"):
+        sizes = [use[pid][device] for pid in ours & use.keys() if device in use[pid]]
+        assert (device in found) == (None in sizes if sizes else device in computing or contained)
+
+
+@pytest.mark.parametrize(("computing", "contained"), [(True, False), (False, True)])
+def test_a_server_that_the_driver_does_not_list(
+    caplog: pytest.LogCaptureFixture, computing: bool, contained: bool
+) -> None:
+    """What the whole GPU has grown by is the server's, and of no worker anything; the log says so once."""
+    nvml = FakeNvml()
+    nvml.run(FIRST, 1 << 30, 700)
+    reader = GpuReader(Nvml(nvml, [gpu(0, FIRST)]), lambda device: computing)
+    gauge = Gauge(reader, contained=lambda: contained)
+    nvml.used = 1300
+    assert gauge.server()["gpu:0"] == gauge.everything()["gpu:0"] == 300
+    assert "gpu:0" not in gauge.families([os.getpid()])[os.getpid()]
+    assert gauge.whole() == {"gpu:0"}
+    nvml.used = 900
+    assert gauge.server()["gpu:0"] == 0
+    (record,) = caplog.records
+    assert record.getMessage().startswith("the driver does not say what this server's processes take of gpu:0")
+
+
+def test_a_server_that_is_not_on_a_gpu_takes_nothing_there() -> None:
+    """What others take of it is theirs."""
+    nvml = FakeNvml()
+    nvml.run(FIRST, 1 << 30, 700)
+    gauge = Gauge(GpuReader(Nvml(nvml, [gpu(0, FIRST)]), lambda device: False), contained=lambda: False)
+    nvml.used = 5000
+    assert "gpu:0" not in gauge.server()
+    assert gauge.whole() == frozenset()
 
 
 def test_gpus_that_cannot_be_read_keep_what_was_read_last(caplog: pytest.LogCaptureFixture) -> None:
     """An error of the driver is told once and stops nothing."""
     nvml = FakeNvml()
     nvml.run(FIRST, os.getpid(), 123)
-    gauge = Gauge(GpuReader(Nvml(nvml, [gpu(0, FIRST)])))
+    gauge = Gauge(GpuReader(Nvml(nvml, [gpu(0, FIRST)])), contained=lambda: False)
     assert gauge.server()["gpu:0"] == 123
     nvml.broken = True
     assert gauge.server()["gpu:0"] == gauge.everything()["gpu:0"] == 123

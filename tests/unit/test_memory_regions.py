@@ -26,6 +26,8 @@ class FakeDriver:
         self.memory = bytearray(range(16))
         self.opened: list[int] = []
         self.broken = False
+        #: What has been written and may not have arrived.
+        self.under_way = 0
 
     def open(self, device: int, handle: bytes) -> int:
         if device > 0:
@@ -45,6 +47,10 @@ class FakeDriver:
         if self.broken:
             raise CudaError("broken")
         self.memory[address - 1000 : address - 1000 + len(data)] = data
+        self.under_way += len(data)
+
+    def finish(self, device: int) -> None:
+        self.under_way = 0
 
 
 @pytest.fixture
@@ -191,6 +197,7 @@ def test_large_tensors_are_views_and_small_ones_copies(regions: Regions, segment
     assert bytes(small) == bytes(copied)[:8] == bytes(range(100, 108))
 
 
+@pytest.mark.slow
 def test_a_request_keeps_what_is_unregistered(regions: Regions, segment: Path) -> None:
     """Views and windows live on after unregistering; a new region of the name is another one."""
     regions.register_system("r", "segment", 0, SIZE)
@@ -203,6 +210,7 @@ def test_a_request_keeps_what_is_unregistered(regions: Regions, segment: Path) -
     assert bytes(regions.read("r", 8, 4)) == b"abcd"
 
 
+@pytest.mark.slow
 def test_files_are_closed_when_nobody_uses_them(regions: Regions, segment: Path) -> None:
     # What other tests have left for the collector holds descriptors.
     gc.collect()
@@ -238,8 +246,9 @@ def test_there_is_an_end_to_the_number_of_regions(regions: Regions, segment: Pat
     regions.register_system("c", "segment", 0, 8)
 
 
+@pytest.mark.slow
 def test_gpu_memory_is_copied(regions: Regions) -> None:
-    """Read and written through the driver, by offset; closed when nobody uses it."""
+    """Read and written through the driver, by offset; complete when it is written, closed when nobody uses it."""
     driver = regions._driver()
     assert isinstance(driver, FakeDriver)
     assert bytes(regions.read("gpu", 4, 3)) == b"\x04\x05\x06"
@@ -247,6 +256,7 @@ def test_gpu_memory_is_copied(regions: Regions) -> None:
     regions.unregister_cuda("gpu")
     window.write(b"abc")
     assert driver.memory[11:] == b"\x0babc\x0f"
+    assert driver.under_way == 0
     assert driver.opened == [0]
     del window
     gc.collect()

@@ -18,6 +18,8 @@ from conch.types.request import InferRequest, RequestForm
 from support.python_models import form_for
 from support.requests import Recorder
 
+pytestmark = pytest.mark.slow
+
 PADDING = Padding((PaddedInput("x", 0, 1, buckets=(4,)),))
 SPEC = ModelSpec("m", 1, 4, (TensorSpec("x", FP32, (-1,)),), (TensorSpec("y", FP32, (-1,)),), padding=PADDING)
 

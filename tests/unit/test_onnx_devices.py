@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import ml_dtypes
@@ -200,3 +202,28 @@ def test_libraries_of_cuda_are_loaded_before_the_first_session_on_a_gpu(
             session.open_session("m", path, plan, Threads(1, 1), [("CUDAExecutionProvider", {}), CPU])
     assert calls == ["loaded"]
     session.preload.cache_clear()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_tensorrts_libraries_are_loaded_for_its_provider(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    """From the package that brings them; where it is missing, it is for the provider to say so."""
+    monkeypatch.setitem(sys.modules, "tensorrt_libs", ModuleType("tensorrt_libs") if there else None)
+    asked: list[str] = []
+    load = session.importlib.import_module
+    monkeypatch.setattr(session.importlib, "import_module", lambda name: asked.append(name) or load(name))
+    session.preload.cache_clear()
+    session.preload(frozenset({"TensorrtExecutionProvider", "CPUExecutionProvider"}))
+    assert asked == ["tensorrt_libs"]
+    session.preload.cache_clear()
+
+
+def test_outputs_that_stay_keep_no_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They keep their run's binding, which would keep what it has copied to the device."""
+    made, _ = served(tmp_path, onnx_models.add_sub())
+    session, bindings = made.instance._session, []
+    bind = session.io_binding
+    monkeypatch.setattr(session, "io_binding", lambda: bindings.append(bind()) or bindings[-1])
+    answers(made, asking(made, BOTH, a=numbers(1), b=numbers(1)))
+    (binding,) = bindings
+    with pytest.raises(RuntimeError, match=r"[Ii]nput"):
+        session.run_with_iobinding(binding)

@@ -44,6 +44,7 @@ def test_nothing_is_made_before_a_model_is_on_a_gpu() -> None:
     assert lent_by(cuda, pool.take(10))
 
 
+@pytest.mark.slow
 def test_a_full_pool_lends_ordinary_memory() -> None:
     """Never an error; and pinned memory again as soon as some has come back."""
     pool, cuda = opened()
@@ -55,6 +56,7 @@ def test_a_full_pool_lends_ordinary_memory() -> None:
     assert lent_by(cuda, pool.take(3 * KIB))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [lambda each: each.data, lambda each: each.view(np.float32).reshape(2, -1)[1:]])
 def test_memory_comes_back_when_nothing_refers_to_it(keep: Any) -> None:
     """Views and arrays over it count, however far they are from what was lent."""
@@ -67,6 +69,7 @@ def test_memory_comes_back_when_nothing_refers_to_it(keep: Any) -> None:
     assert lent_by(cuda, pool.take(4 * KIB))
 
 
+@pytest.mark.slow
 def test_tensors_of_frameworks_keep_it() -> None:
     """PyTorch's tensors over lent memory, and what is made of them."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -81,6 +84,7 @@ def test_tensors_of_frameworks_keep_it() -> None:
     assert lent_by(cuda, pool.take(KIB))
 
 
+@pytest.mark.slow
 def test_the_memory_goes_with_the_last_who_uses_it() -> None:
     """A pool that is gone leaves what it has lent valid."""
     pool, cuda = opened()

@@ -125,6 +125,7 @@ def test_requirements_of_the_backend(tmp_path: Path) -> None:
     assert str(tmp_path / "mine" / "requirements.txt") in caught.value.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "text"),
     [
@@ -148,6 +149,7 @@ def test_a_program_may_take_longer_to_start() -> None:
     assert Program(Path("/x")).settings({}).start_timeout == 30.0
 
 
+@pytest.mark.slow
 def test_each_model_has_a_worker_of_its_own(tmp_path: Path) -> None:
     """One program, two models, two processes."""
     (tmp_path / "n").mkdir()

@@ -22,6 +22,8 @@ from support.python_models import Served, array_of, make_spec, model_source, ser
 from support.requests import Recorder
 from support.until import until
 
+pytestmark = pytest.mark.slow
+
 SPEC = make_spec("FP64")
 #: `call` makes a request to another model.
 CALL = """

@@ -66,6 +66,7 @@ def test_metrics_of_all_kinds_are_shown_until_the_model_goes(tmp_path: Path) -> 
     assert families.render() == b""
 
 
+@pytest.mark.slow
 def test_instances_share_what_has_the_same_name(tmp_path: Path) -> None:
     """Two instances count together; what they share goes with the last."""
     families = Families()
@@ -80,6 +81,7 @@ def test_instances_share_what_has_the_same_name(tmp_path: Path) -> None:
     assert families.render() == b""
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_takes_its_metrics_along(tmp_path: Path) -> None:
     """The next one makes them anew: nothing is left of a process that is no more."""
     families = Families()

@@ -64,6 +64,7 @@ def small(model: Served, value: float = 1.0, **changes: Any) -> InferRequest:
     return model.request(np.full((1, 2), value, np.float32), **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 1, 3, 5 * BURST])
 @pytest.mark.parametrize("bare", [True, False])
 def test_any_number_of_responses_and_one_final(tmp_path: Path, count: int, bare: bool) -> None:
@@ -88,6 +89,7 @@ def test_any_number_of_responses_and_one_final(tmp_path: Path, count: int, bare:
         assert model.stats.batches[2].compute_infer.count == 1
 
 
+@pytest.mark.slow
 def test_responses_after_execute_and_a_free_instance_meanwhile(tmp_path: Path) -> None:
     """The model's own threads answer after execute has returned None; until they have, the requests are open."""
     execute = """
@@ -112,6 +114,7 @@ def test_responses_after_execute_and_a_free_instance_meanwhile(tmp_path: Path) -
         assert model.instance.open() == 0
 
 
+@pytest.mark.slow
 def test_responses_of_all_sizes_and_kinds_keep_their_order(tmp_path: Path) -> None:
     """Small ones, large ones, those of several outputs, strings, parameters: each request gets its own in order."""
     execute = """
@@ -137,6 +140,7 @@ def test_responses_of_all_sizes_and_kinds_keep_their_order(tmp_path: Path) -> No
                 assert (response.parameters or {}).get("n") == (number if number % 2 == 0 else None)
 
 
+@pytest.mark.slow
 def test_only_outputs_asked_for_are_sent(tmp_path: Path) -> None:
     """What the request does not want stays in the worker."""
     execute = f"""
@@ -180,6 +184,7 @@ def test_misuse_of_the_sender_has_tritons_words(tmp_path: Path) -> None:
 NAME = "Failed to process the request(s) for model"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "text"),
     [
@@ -246,6 +251,7 @@ def test_a_sender_dropped_without_a_final_response_ends_the_request(tmp_path: Pa
         assert [error.message for sink in (one, two) for _, error in sink.errors] == [text, text]
 
 
+@pytest.mark.slow
 def test_parameters_that_cannot_travel_spoil_one_response(tmp_path: Path) -> None:
     """Its request fails with a text, its neighbours in the same packet are unharmed."""
     execute = """
@@ -285,6 +291,7 @@ def test_async_execute_runs_beside_later_batches(tmp_path: Path) -> None:
         assert f"{NAME} 'm_0_0', message: ValueError: boom" in three.errors[0][1].message
 
 
+@pytest.mark.slow
 def test_cancellation_is_seen_after_execute(tmp_path: Path) -> None:
     """A thread of the model learns that its client has left, by the sender and by the request; others go on."""
     execute = """
@@ -309,6 +316,7 @@ def test_cancellation_is_seen_after_execute(tmp_path: Path) -> None:
         until(lambda: model.stats.failures[Reason.CANCELED] == 2 and model.stats.responses[0].cancel.count == 2)
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_holds_its_own_sender_up(tmp_path: Path) -> None:
     """The responses under way are bounded; another request of the same model is answered meanwhile."""
     execute = """
@@ -354,6 +362,7 @@ def test_a_client_that_leaves_frees_its_sender(tmp_path: Path) -> None:
         sink_of(request).wait(1)
 
 
+@pytest.mark.slow
 def test_response_statistics_count_by_index(tmp_path: Path) -> None:
     """Successes, errors and empty finals are counted under the number of the response."""
     execute = """

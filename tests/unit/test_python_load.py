@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,7 @@ def test_another_file_name(tmp_path: Path) -> None:
         assert array_of(model.echo(2).outputs[0]).tolist() == [[2, 2]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "text"),
     [
@@ -244,6 +246,7 @@ def test_models_without_auto_complete(tmp_path: Path) -> None:
     assert config.SerializeToString() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "text"),
     [
@@ -290,11 +293,14 @@ def test_strings_without_batching(tmp_path: Path) -> None:
 def test_statistics_have_the_workers_times(tmp_path: Path) -> None:
     """Time in execute counts as inference."""
     with served(tmp_path, model_source("time.sleep(0.05)\nreturn [answer(np.ones(1)) for r in requests]")) as model:
+        begun = time.monotonic_ns()
         model.echo()
+        spent = time.monotonic_ns() - begun
         assert model.stats.compute_infer.ns >= 50_000_000
         assert model.stats.compute_input.ns > 0
         assert model.stats.compute_output.ns > 0
-        assert model.stats.compute_input.ns + model.stats.compute_output.ns < 50_000_000 * 100
+        stats = model.stats
+        assert stats.compute_input.ns + stats.compute_infer.ns + stats.compute_output.ns <= spent
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "many", "5000", ""])

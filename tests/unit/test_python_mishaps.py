@@ -67,6 +67,7 @@ def test_an_element_without_bytes_fails_one_batch(tmp_path: Path) -> None:
                 assert array_of(outcome.outputs[0]).tolist() == [[text]]
 
 
+@pytest.mark.slow
 def test_an_exception_of_any_kind_is_the_batchs(tmp_path: Path) -> None:
     """Being cancelled, or an exception that is no `Exception`, fails the batch, and the worker lives on."""
     for number, raised in enumerate(
@@ -166,6 +167,7 @@ class Failing:
         raise self._trouble
 
 
+@pytest.mark.slow
 def test_memory_for_inputs_that_does_not_arrive_ends_the_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

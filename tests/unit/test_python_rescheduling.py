@@ -77,6 +77,7 @@ def run(model: Served, queue: Queue, *values: float) -> list[Recorder]:
     return sinks
 
 
+@pytest.mark.slow
 def test_a_request_runs_until_it_is_answered(tmp_path: Path) -> None:
     """Those released come back in a later batch; each gets its one response from its last run."""
     with served(tmp_path, model_source(COUNTING), make_spec("FP64")) as model:
@@ -97,6 +98,7 @@ def test_a_decoupled_request_goes_on_where_it_was(tmp_path: Path) -> None:
             assert FINAL not in [reply for _, reply, _ in sink.replies]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoupled", [False, True])
 def test_a_model_that_is_not_iterative_cannot(tmp_path: Path, decoupled: bool) -> None:
     """Its request ends with Triton's words and counts as failed; the others of the batch are answered."""

@@ -94,6 +94,7 @@ def test_requests_of_different_forms_share_a_batch(tmp_path: Path) -> None:
             assert third.outputs[0].shape == (1, 0)
 
 
+@pytest.mark.slow
 def test_a_request_tells_everything(tmp_path: Path) -> None:
     """The accessors of InferenceRequest give what the client said, in Triton's types."""
     execute = """
@@ -228,6 +229,7 @@ def test_one_response_may_be_an_error(tmp_path: Path) -> None:
         assert (model.stats.success.count, model.stats.fail.count, model.stats.executions) == (1, 1, 1)
 
 
+@pytest.mark.slow
 def test_cancelled_requests_do_not_run(tmp_path: Path) -> None:
     """A request that nobody waits for is failed before the model sees it."""
     with served(tmp_path, model_source("return [answer(np.array([len(requests)])) for r in requests]")) as model:
@@ -259,6 +261,7 @@ def test_async_execute(tmp_path: Path) -> None:
             assert array_of(model.echo(3).outputs[0]).tolist() == [[3, 3]]
 
 
+@pytest.mark.slow
 def test_a_response_sender_answers_once(tmp_path: Path) -> None:
     """The sender answers during execute; a second answer, and an answer after FINAL, are refused in Triton's words."""
     execute = """
@@ -291,6 +294,7 @@ def test_a_response_sender_answers_once(tmp_path: Path) -> None:
         ]
 
 
+@pytest.mark.slow
 def test_a_response_sender_may_answer_later(tmp_path: Path) -> None:
     """After None in the returned list the sender answers from any thread, large tensors too."""
     execute = """
@@ -307,6 +311,7 @@ def test_a_response_sender_may_answer_later(tmp_path: Path) -> None:
         assert model.stats.success.count == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("execute", "text"),
     [

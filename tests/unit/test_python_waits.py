@@ -429,10 +429,10 @@ def test_room_found_and_lost_at_once_is_waited_for() -> None:
                     raise BlockingIOError
                 return self.real.send(packet)
 
-        full = made._socket = Full(made._socket)  # type: ignore[assignment]
+        full = made._outgoing._socket = Full(made._socket)  # type: ignore[assignment]
         made._reply(1, {"value": 1})
         turn(loop)
-        assert made._writing
+        assert made._outgoing._writing
         real, begun = loop.remove_writer, threading.Event()
         threads: list[threading.Thread] = []
 
@@ -455,7 +455,7 @@ def test_room_found_and_lost_at_once_is_waited_for() -> None:
         until(lambda: turn(loop) or bool(threads))
         threads[0].join(20)
         full.full = False
-        until(lambda: turn(loop) or not made._unsent)
+        until(lambda: turn(loop) or not made._outgoing._unsent)
         assert [worker.recv(100)[4] for _ in range(2)] == [1, 2]
 
 
@@ -473,9 +473,9 @@ def test_a_busy_kernel_is_asked_again_by_the_server() -> None:
                     raise OSError(troubles.pop(), "busy")
                 return real.send(packet)
 
-        made._socket = Busy()  # type: ignore[assignment]
+        made._outgoing._socket = Busy()  # type: ignore[assignment]
         made._reply(1, {"value": 1})
-        until(lambda: turn(loop) or not made._unsent)
+        until(lambda: turn(loop) or not made._outgoing._unsent)
         assert worker.recv(100)[4] == 1
 
 

@@ -10,6 +10,8 @@ import pytest
 from conch.types.error import InferError
 from support.fake_models import House, scheduler_of
 
+pytestmark = pytest.mark.slow
+
 MODELS = ("a", "b", "c")
 
 

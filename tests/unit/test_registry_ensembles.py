@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from conch.config.server import RepositoryOptions
 from conch.pb.model_config_pb2 import TYPE_FP32, ModelConfig
 from conch.registry.ensembles import EnsembleLoader
-from conch.registry.registry import Registry
 from conch.registry.served import ServedVersion
 from conch.registry.stopping import stop_next
 from conch.repository.api import StoredModel
@@ -15,7 +13,9 @@ from conch.schedule.api import Version
 from conch.schedule.ensemble import EnsembleScheduler
 from conch.types.error import InferError
 from conch.types.request import RequestForm, RequestHead
-from support.fake_models import FakeLoaded, FakeLoader, FakeStore, House, fake_prepare, loaded_of, scheduler_of
+from support.fake_models import FakeLoaded, House, fake_prepare, loaded_of, scheduler_of
+
+pytestmark = pytest.mark.slow
 
 
 def prepare(stored: StoredModel) -> ModelConfig:
@@ -46,17 +46,7 @@ class Pipelines(House):
     """A registry with ensembles over fakes."""
 
     def __init__(self, **options: object) -> None:
-        self.store = FakeStore()
-        self.loader = FakeLoader()
-        chosen = {"control_mode": "explicit", "exit_on_error": False, **options}
-        self.registry = Registry(
-            self.store,
-            prepare,
-            self.loader,
-            RepositoryOptions(**chosen),  # type: ignore[arg-type]
-            lambda call: call(),
-            EnsembleLoader(no_form, lambda call: call()),
-        )
+        super().__init__(prepare, EnsembleLoader(no_form, lambda call: call()), **options)
 
     def put(self, **models: str) -> Pipelines:
         for name, config in models.items():

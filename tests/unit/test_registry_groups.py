@@ -12,6 +12,8 @@ from conch.registry.promises import promise
 from conch.types.error import Code, InferError
 from support.fake_models import House
 
+pytestmark = pytest.mark.slow
+
 
 def put(house: House, stamp: str, *names: str) -> None:
     for name in names:

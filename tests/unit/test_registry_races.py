@@ -15,6 +15,8 @@ from support.fake_models import FakeStore, House, scheduler_of
 from support.until import until
 from unit.test_registry_ensembles import Pipelines
 
+pytestmark = pytest.mark.slow
+
 OUTDATED = "Newer operation has been applied to the model lifecycle, current load operation is out-dated."
 
 

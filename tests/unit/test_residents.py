@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +18,10 @@ from conch.registry.desk import Desk
 from conch.registry.lifecycle import Key
 from conch.registry.residency import Residency
 from conch.registry.resident import Resident
+from conch.registry.scales import Scales
 from conch.registry.sleeper import Sleeper
 from conch.registry.steward import Steward
-from conch.registry.tenant import Tenant
+from conch.registry.tenant import Stage, Tenant
 from conch.schedule.policy import QueuePolicy
 from conch.types.error import InferError, internal
 from support.fake_models import FakeLoaded, FakeScheduler, FakeStore
@@ -44,6 +45,9 @@ class Scale:
 
     def everything(self) -> dict[str, int]:
         return self.server()
+
+    def whole(self) -> frozenset[str]:
+        return frozenset()
 
 
 class Opened:
@@ -105,6 +109,46 @@ def test_a_model_that_cannot_be_measured_still_goes_to_sleep(monkeypatch: pytest
         bed.resident.doze()
     assert bed.resident.inner is None
     assert bed.opened[-1].loaded.times_closed == 1
+
+
+class WholeScale(Scale):
+    """One GPU that is measured whole, and a model with a process of its own, whose RAM alone can be told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = 100
+
+    def server(self) -> dict[str, int]:
+        return {"ram": 1, "gpu:0": self.used}
+
+    def families(self, heads: Iterable[int]) -> dict[int, dict[str, int]]:
+        return {head: {"ram": 7} for head in heads}
+
+    def whole(self) -> frozenset[str]:
+        return frozenset({"gpu:0"})
+
+
+def test_on_a_gpu_that_is_measured_whole_a_model_takes_what_that_grows_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it is loaded; a model with processes of its own too. The rest is the server's."""
+    monkeypatch.setattr(Resident, "processes", lambda self: [5])
+    bed = Bed()
+    gauge = WholeScale()
+    bed.resident._gauge = gauge
+
+    def open_it(outline: object, release: object) -> Any:
+        gauge.used += 30
+        return Opened()
+
+    monkeypatch.setattr(bed.resident, "_open", open_it)
+    takes = bed.resident.wake()
+    assert takes == {"ram": 7, "gpu:0": 30}
+    bed.tenant.takes, bed.tenant.stage, gauge.used = takes, Stage.AWAKE, 150
+    budget = Budget({"ram": 100, "gpu:0": 1000}, 4)
+    scales = Scales(budget, gauge, lambda: 0.0)
+    bed.resident.outline.stats.memory = {}
+    scales.look(0.0, {bed.tenant: bed.resident})
+    assert bed.tenant.takes == {"ram": 7, "gpu:0": 30}
+    assert budget.own["gpu:0"] == 120
 
 
 def test_a_failed_load_on_demand_makes_unready_for_as_long_as_it_refuses() -> None:

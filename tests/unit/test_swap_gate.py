@@ -27,6 +27,7 @@ from conch.types.response import InferResponse
 from conch.types.tensor import Tensor
 from support.fake_models import FakeLoaded
 from support.requests import Recorder
+from support.schedulers import HoldingScheduler
 
 Answer = Callable[[float], float]
 
@@ -39,10 +40,11 @@ class Clock:
         return self.now
 
 
-class FunctionScheduler:
+class FunctionScheduler(HoldingScheduler):
     """Answers at once with `Y`, the function of `X`; that takes `cost` nanoseconds."""
 
     def __init__(self, answer: Answer, clock: Clock, cost: int = 1000) -> None:
+        super().__init__()
         self.answer = answer
         self.clock = clock
         self.cost = cost
@@ -57,23 +59,6 @@ class FunctionScheduler:
             request.sink.fail(request, error)
             return
         request.sink.reply(request, InferResponse([Tensor("Y", FP32, (1,), struct.pack("<f", value))]), True)
-
-    def withdraw(self, request: InferRequest, /) -> None: ...
-
-    def pending(self) -> int:
-        return 0
-
-    def inflight(self) -> int:
-        return 0
-
-    def stop(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class Taker(FunctionScheduler):
-    def submit(self, request: InferRequest, /) -> None:
-        """Keeps it for ever."""
 
 
 class Trial:
@@ -202,7 +187,7 @@ def test_time_bounds_the_comparison() -> None:
 @given(st.lists(st.integers(0, 40), max_size=30), st.integers(1, 5), st.integers(1, 60))
 def test_a_witness_keeps_the_last_requests_within_its_bounds(sizes: list[int], most: int, max_bytes: int) -> None:
     """It keeps the longest run of the last requests that fits both bounds; those too large alone are passed over."""
-    witness = Witness(Taker(lambda x: x, Clock()), most, max_bytes)
+    witness = Witness(HoldingScheduler(), most, max_bytes)
     fitting = [number for number, size in enumerate(sizes) if size <= max_bytes]
     for number, size in enumerate(sizes):
         head = RequestHead("m", inputs=[InputHead("X", "FP32", (1,))])

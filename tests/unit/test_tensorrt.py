@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from conch.backend.api import Host, ModelFiles, Placement, Staying
 from conch.backend.tensorrt.backend import TensorRtBackend
+from conch.backend.tensorrt.memory import Hosted
 from conch.backend.tensorrt.options import plan_engine
 from conch.backend.tensorrt.profiles import choose
 from conch.backend.tensorrt.signature import Range, Signature, Slot
@@ -30,41 +31,22 @@ from support import fake_tensorrt
 from support.devices import FakeCuda, lying
 from support.fake_tensorrt import Log
 from support.onnx_models import Served, make_spec
+from support.tensorrt_models import load, refused, rows
 
-
-def load(
-    directory: Path,
-    content: bytes | None = None,
-    config: str = "",
-    placement: Placement | None = None,
-    settings: dict[str, str] | None = None,
-    pool: PinnedPool | None = None,
-) -> Served:
-    (directory / "1").mkdir(exist_ok=True)
-    (directory / "1" / "model.plan").write_bytes(fake_tensorrt.plan() if content is None else content)
-    made = ModelConfig(name="m", backend="tensorrt", platform="tensorrt_plan")
-    text_format.Parse(config, made)
-    loop = asyncio.new_event_loop()
-    loop.close()
-    host, backend, stats, files = (
-        Host(loop, settings or {}, 2, pinned=pool or PinnedPool(0)),
-        TensorRtBackend(),
-        ModelStats(),
-        ModelFiles(directory, 1),
-    )
-    backend.complete(made, files, host)
-    spec = make_spec(made)
-    model = backend.load(made, spec, files, host, stats)
-    return Served(made, spec, stats, model.instance(placement or Placement("g_0", "GPU")))
+#: The tensors of "resize".
+SHAPES = """
+  input { name: "x" data_type: TYPE_FP32 dims: [ -1, 3 ] }
+  input { name: "size" data_type: TYPE_INT32 dims: 2 is_shape_tensor: true }
+  output { name: "y" data_type: TYPE_FP32 dims: [ -1, -1 ] }
+  output { name: "count" data_type: TYPE_INT32 dims: 1 is_shape_tensor: true }"""
+#: The engine's tensors, without batches.
+WHOLE = """
+  input { name: "x" data_type: TYPE_FP32 dims: [ -1, 3 ] } output { name: "y" data_type: TYPE_FP32 dims: [ -1, 3 ] }"""
 
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     return fake_tensorrt.install(monkeypatch)
-
-
-def rows(count: int) -> np.ndarray[Any, Any]:
-    return np.arange(3 * count, dtype=np.float32).reshape(count, 3)
 
 
 def run(served: Served, *counts: int) -> list[Any]:
@@ -73,12 +55,6 @@ def run(served: Served, *counts: int) -> list[Any]:
         each if isinstance(each, InferError) else np.frombuffer(each["y"].data, np.float32).reshape(each["y"].shape)
         for each in outcomes
     ]
-
-
-def refused(call: Callable[[], Any]) -> InferError:
-    with pytest.raises(InferError) as caught:
-        call()
-    return caught.value
 
 
 def test_a_batch_is_computed(tmp_path: Path, log: Log) -> None:
@@ -153,11 +129,12 @@ def test_a_recording_that_goes_wrong(tmp_path: Path, log: Log, how: str) -> None
 
 
 def test_an_output_larger_than_its_memory(tmp_path: Path, log: Log) -> None:
-    """Outputs that shrink as inputs grow are refused before anything is written behind their memory."""
-    served = load(tmp_path, fake_tensorrt.plan(shrinking=True))
-    (error,) = run(served, 1)
-    assert error.message.startswith("model 'm', output 'y' has shape [19, 3], larger than for the largest inputs")
-    assert log.count("execute 0") == 0
+    """Outputs that shrink as inputs grow get more memory, and what was recorded for the old is forgotten."""
+    served = load(tmp_path, fake_tensorrt.plan(shrinking=True), f"{WHOLE} optimization {{ cuda {{ graphs: true }} }}")
+    for count, size in ((4, 16), (4, 16), (4, 16), (1, 19), (4, 16)):
+        np.testing.assert_array_equal(run(served, count)[0], np.resize(rows(count), (size, 3)) * 2)
+    assert (log.count("launch"), log.count("exec destroyed")) == (2, 1)
+    assert len(log.allocated) == 2
 
 
 def test_closing_frees_everything(tmp_path: Path, log: Log) -> None:
@@ -173,7 +150,7 @@ def test_closing_frees_everything(tmp_path: Path, log: Log) -> None:
 def test_a_run_that_fails(tmp_path: Path, log: Log) -> None:
     """Every request of the batch gets the error."""
     errors = run(load(tmp_path, fake_tensorrt.plan(failing=True)), 1, 2)
-    assert [error.message for error in errors] == ["model 'm', TensorRT cannot run the batch (its log says why)"] * 2
+    assert [error.message for error in errors] == ["model 'm', TensorRT cannot run the batch (out of luck)"] * 2
 
 
 def test_a_shape_that_no_profile_takes(tmp_path: Path, log: Log) -> None:
@@ -195,10 +172,13 @@ def test_a_shape_that_no_profile_takes(tmp_path: Path, log: Log) -> None:
             "tensor 'x' has the data type FP8, for which the inference protocol has no name",
         ),
         (fake_tensorrt.plan(format="CHW32"), "tensor 'x' has the format CHW32, which is not supported"),
-        (fake_tensorrt.plan(shape_tensor=True), "tensor 'x' is a shape tensor, which is not supported"),
         (
-            fake_tensorrt.plan(unknown=True),
-            "model 'm', the shape of output 'y' depends on the data, which is not supported",
+            fake_tensorrt.plan(shape_tensor=True),
+            "tensor 'x' is one that only some of the shape tensors of TensorRT are: on the GPU, or of any size",
+        ),
+        (
+            fake_tensorrt.plan(program="resize", values=[]),
+            "profile 0 of the engine has no values for shape tensor 'size'",
         ),
     ],
 )
@@ -312,7 +292,8 @@ def test_a_shape_that_has_changed_runs_once_before_it_is_recorded(tmp_path: Path
     for count in (3, 2, 3, 2, 2):
         run(served, count)
     assert log.count("launch") == 3
-    assert len(served.instance._graphs) == 2
+    served.instance.close()
+    assert log.count("exec destroyed") == 2
 
 
 @pytest.fixture
@@ -408,3 +389,54 @@ def test_all_tensors_of_an_engine_may_be_on_the_gpu(tmp_path: Path, log: Log) ->
     loaded = backend.load(made, make_spec(made), files, Host(loop), ModelStats())
     assert isinstance(loaded, Staying)
     assert loaded.device_tensors() == (frozenset("x"), frozenset("y"))
+
+
+def test_streams_do_not_block_others(tmp_path: Path, log: Log) -> None:
+    """While a stream that waits for CUDA's default one is recorded, copies of all other models would fail."""
+    load(tmp_path)
+    assert [call for call in log.calls if call.startswith("stream")] == ["stream 1"]
+
+
+def test_a_config_is_completed_on_the_gpu_of_its_instances(tmp_path: Path, log: Log) -> None:
+    """Whatever GPU the loading thread has used before."""
+    load(tmp_path, config="instance_group { name: 'g' kind: KIND_GPU gpus: 3 }", placement=Placement("g_0", "GPU", 3))
+    assert {call for call in log.calls if call.startswith("device")} == {"device 3"}
+
+
+def test_all_models_have_one_logger(tmp_path: Path, log: Log, caplog: pytest.LogCaptureFixture) -> None:
+    """Plugins call the first for ever, so it goes with no model; what it says is said of the one being called for."""
+    import tensorrt
+
+    loggers = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        load(tmp_path / name)
+        loggers.append(tensorrt.plugins_call)
+    assert loggers[0] is loggers[1]
+    refused(lambda: load(tmp_path / "first", b"no engine"))
+    assert caplog.messages == ["model 'm': TensorRT: Magic tag does not match"]
+
+
+def test_memory_of_answers_is_not_lent_again_while_the_gpu_writes(
+    tmp_path: Path, log: Log, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a later output has no room, what an earlier one is copied to stays referred to until the stream is done."""
+    content = fake_tensorrt.plan(program="resize")
+    pool = PinnedPool(1 << 16, lambda: cuda)
+    lent: list[Any] = []
+    take = pool.take
+
+    def watched(size: int) -> Any:
+        found = take(size)
+        lent.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(pool, "take", watched)
+    served = load(tmp_path, content, SHAPES, pool=pool)
+    request = served.request({"x": rows(2), "size": np.array([2, 3], np.int32)})
+    alive: list[bool] = []
+    monkeypatch.setattr(served.instance, "_wait", lambda: alive.extend(each() is not None for each in lent))
+    monkeypatch.setattr(Hosted, "fetch", lambda *_: 1 / 0)
+    (error,) = served.run(request)
+    assert isinstance(error, InferError)
+    assert alive == [True, True]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from support.devices import HERE, FakeCuda, lying  # noqa: E402
 from support.ensembles import prepare  # noqa: E402
 from support.onnx_models import Served, make_host  # noqa: E402
 from support.requests import Recorder, make_form  # noqa: E402
+from support.schedulers import HoldingScheduler  # noqa: E402
 from support.torch_models import config, script, serve  # noqa: E402
 
 ONE = """
@@ -185,6 +185,7 @@ def test_a_model_that_writes_its_outputs_later_gives_copies(tmp_path: Path, monk
     assert array(first, 1).tolist() == [[2, 3]]
 
 
+@pytest.mark.slow
 def test_copies_go_through_pinned_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Inputs until the batch is computed, outputs until their bytes have gone; a full pool is no error."""
     cuda = FakeCuda()
@@ -203,6 +204,30 @@ def test_copies_go_through_pinned_memory(tmp_path: Path, monkeypatch: pytest.Mon
     assert lent.ctypes.data == memory
 
 
+def test_memory_of_answers_is_not_lent_again_while_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a later output fails, what an earlier one is copied to stays referred to until the stream is done."""
+    served, _ = placed(tmp_path, Both(), monkeypatch)
+    carrier = served.instance._device.carrier
+    lent: list[Any] = []
+    written = carrier._receive
+
+    def receive(size: int) -> Any:
+        if lent:
+            raise MemoryError("no room for the second")
+        found = written(size)
+        lent.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(carrier, "_receive", receive)
+    (error,) = served.run(asking(served, numbers(1), stays=frozenset()))
+    assert isinstance(error, InferError)
+    assert lent[0]() is not None
+    carrier.release()
+    assert lent[0]() is None
+
+
 @pytest.mark.parametrize("rows", [(0,), (0, 1), (0, 0)], ids=str)
 def test_requests_without_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: tuple[int, ...]) -> None:
     served, _ = placed(tmp_path, Both(), monkeypatch)
@@ -219,35 +244,6 @@ def test_instances_on_cpus_take_what_lies_elsewhere(tmp_path: Path) -> None:
     assert on_device(answer) is None
 
 
-class Waiting:
-    """A scheduler that runs what waits as one batch, when it is told to."""
-
-    def __init__(self, run: Callable[[list[InferRequest]], None]) -> None:
-        self._run = run
-        self.requests: list[InferRequest] = []
-
-    def submit(self, request: InferRequest, /) -> None:
-        self.requests.append(request)
-
-    def go(self) -> list[InferRequest]:
-        batch, self.requests = self.requests, []
-        self._run(batch)
-        return batch
-
-    def withdraw(self, request: InferRequest, /) -> None:
-        request.cancelled = True
-
-    def pending(self) -> int:
-        return 0
-
-    def inflight(self) -> int:
-        return 0
-
-    def stop(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class Member:
     """A model of an ensemble, with one instance that its config says is on GPU 0."""
 
@@ -257,7 +253,13 @@ class Member:
         del self.config.instance_group[:]
         self.config.instance_group.add(kind="KIND_GPU", gpus=[0], count=1)
         self.spec = ModelSpec(name, 1, 8, served.spec.inputs, served.spec.outputs)
-        self.scheduler = Waiting(served.instance.run)
+        self.scheduler = HoldingScheduler()
+
+    def run(self) -> list[InferRequest]:
+        """What waits runs as one batch."""
+        batch = self.scheduler.go()
+        self.served.instance.run(batch)
+        return batch
 
     def device_tensors(self) -> tuple[frozenset[str], frozenset[str]]:
         return frozenset({"x"}), STAYS
@@ -303,9 +305,9 @@ def test_a_tensor_stays_between_two_steps(tmp_path: Path, monkeypatch: pytest.Mo
     """A batch of several requests goes from step to step without a copy; the ensemble answers in bytes."""
     pair = Pair(tmp_path, monkeypatch)
     requests = [pair.ask(0), pair.ask(1)]
-    pair.first.scheduler.go()
+    pair.first.run()
     assert all(isinstance(each.data[0], OnDevice) for each in pair.second.scheduler.requests)
-    pair.second.scheduler.go()
+    pair.second.run()
     for number, request in enumerate(requests):
         ((_, response, final),) = request.sink.replies  # type: ignore[attr-defined]
         (output,) = response.outputs
@@ -322,9 +324,9 @@ def test_a_request_cancelled_between_steps_lets_go_of_its_tensor(
     """Nothing of it is left when it has been answered."""
     pair = Pair(tmp_path, monkeypatch)
     request = pair.ask(0)
-    pair.first.scheduler.go()
+    pair.first.run()
     pair.scheduler.withdraw(request)
-    (waiting,) = pair.second.scheduler.go()
+    (waiting,) = pair.second.run()
     assert isinstance(waiting.data[0], OnDevice)
     assert len(request.sink.errors) == 1  # type: ignore[attr-defined]
     assert pair.scheduler.inflight() == 0
@@ -333,12 +335,13 @@ def test_a_request_cancelled_between_steps_lets_go_of_its_tensor(
 def test_a_step_that_fails_answers_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = Pair(tmp_path, monkeypatch, Failing())
     request = pair.ask(1000)
-    pair.first.scheduler.go()
-    pair.second.scheduler.go()
+    pair.first.run()
+    pair.second.run()
     ((_, error),) = request.sink.errors  # type: ignore[attr-defined]
     assert error.message.startswith("in ensemble 'm', PyTorch execute failure")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [0, 1], ids=["pipeline", "data flow"])
 @pytest.mark.parametrize("second", [None, Failing()], ids=["answered", "failed"])
 def test_a_tensor_goes_with_the_step_that_read_it(
@@ -350,13 +353,13 @@ def test_a_tensor_goes_with_the_step_that_read_it(
     gc.disable()
     try:
         request = pair.ask(1000)
-        pair.first.scheduler.go()
+        pair.first.run()
         (value,) = pair.second.scheduler.requests[0].data
         assert isinstance(value, OnDevice)
         gone = weakref.ref(value.owner)
         del value
         assert gone() is not None
-        pair.second.scheduler.go()
+        pair.second.run()
         assert len(request.sink.finals()) == 1  # type: ignore[attr-defined]
         assert gone() is None
     finally:

@@ -33,6 +33,7 @@ def nested() -> Any:
     return exported(Nested(), (x.clone(), {"y": y.clone()}), open_, k=k.clone())
 
 
+@pytest.mark.slow
 def test_exported_programs_complete_their_config(tmp_path: Path) -> None:
     """A .pt2 knows names, types and sizes: with an open first dimension everywhere it batches, as ONNX models do."""
     served = serve(tmp_path, nested(), filename="model.pt2")

@@ -18,6 +18,8 @@ from conch.backend.python.vigil import vigil_of
 from conch.types.error import InferError
 from support.python_models import model_source, served
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_vigil_is_kept_for_a_moment_after_the_last_step() -> None:
     """The loop turns without sleeping until the moment is over, and a step meanwhile makes it longer."""

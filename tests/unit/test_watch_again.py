@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -56,12 +57,14 @@ class Followed:
     def notices(self, root: Path, name: str) -> None:
         """A saved file is seen."""
         self.books.loads.clear()
-        count = 0
+        again = 0.0
 
         def seen() -> bool:
-            nonlocal count
-            count += 1
-            (root / name / "1" / "model.py").write_text(f"# {count}")
+            nonlocal again
+            # Not all the time: what goes on being written is not yet a save. Nor once: it may not be looked at yet.
+            if (now := time.monotonic()) > again:
+                again = now + 2
+                (root / name / "1" / "model.py").write_text(f"# {now}")
             return name in self.books.loads
 
         until(seen)

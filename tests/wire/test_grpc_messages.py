@@ -178,7 +178,7 @@ def test_a_call_that_ends_is_not_unpacked_further(steps: list[bool]) -> None:
     served = Served("hold")
     held = threading.Event()
     for _ in range(2):
-        served.grpc._unpacker._threads.submit(held.wait)  # type: ignore[union-attr]
+        served.grpc._aside._threads.submit(held.wait)  # type: ignore[union-attr]
     served.feed(ask(1, b"gzip", 2_000_000), ask(3, b"gzip", 2_000_000), h2.frame(h2.RST_STREAM, 0, 1, bytes(4)))
     held.set()
     until(lambda: len(asked(served)) == 1)
@@ -215,7 +215,7 @@ def test_a_stream_that_ends_while_a_message_is_unpacked_asks_nothing() -> None:
     path = b"/inference.GRPCInferenceService/ModelStreamInfer"
     held = threading.Event()
     for _ in range(2):
-        served.grpc._unpacker._threads.submit(held.wait)  # type: ignore[union-attr]
+        served.grpc._aside._threads.submit(held.wait)  # type: ignore[union-attr]
     served.feed(ask(1, b"gzip", 1_000_000, path=path), h2.frame(h2.RST_STREAM, 0, 1, bytes(4)))
     raw = zlib.compress(infer_message("x", [1.0] * 1_000_000).SerializeToString())
     served.feed(headers(3, block(path, (b"grpc-encoding", b"deflate"))) + data(3, packed(raw[:-9])))

@@ -296,6 +296,7 @@ def test_a_connection_closes_when_its_last_answer_was_taken(wire: Wire, stops: b
     assert (wire.transport.closed, wire.transport.aborted, wire.server.inflight()) == (True, False, 0)
 
 
+@pytest.mark.slow
 def test_pipelined_requests_with_long_answers_are_answered_in_turns() -> None:
     """However many small requests come at once, few of their answers are held, and other calls come in between."""
     wire = Wire()

@@ -133,6 +133,7 @@ def test_a_server_that_stops_waits_for_what_tls_hides(monkeypatch: pytest.Monkey
     assert [wire.server.inflight() for _ in range(3)] == [1, 0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
 def test_a_connection_that_ends_is_freed_at_once(secure: bool, tmp_path: Path) -> None:
     """Nothing of it waits for the collector, which is tuned to come rarely; whatever it was doing."""

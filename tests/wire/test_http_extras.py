@@ -85,9 +85,8 @@ def test_large_bodies_are_uncompressed_beside_the_loop() -> None:
     wire = Wire()
     wire.feed(post(PATH, PACK["gzip"](body), "Content-Encoding: gzip", "Accept-Encoding: deflate"))
     assert wire.replies() == []
-    wire.turn()
-    assert wire.replies() == []
-    wire.turn()
+    while wire.connection.busy:
+        wire.turn()
     (reply,) = wire.replies()
     assert len(json.loads(zlib.decompress(reply.body))["outputs"][0]["data"]) == count
     assert wire.ask(post(PATH, json.dumps(ONE))).status == 200

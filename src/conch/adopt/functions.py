@@ -43,28 +43,28 @@ def read_functions(path: Path, name: str) -> list[Entry]:
 
 def _outlines(path: Path) -> list[Outline]:
     reader, writer = os.pipe()
-    try:
-        process = subprocess.Popen(  # noqa: S603  our own program
-            # -P: what lies in the current folder must not stand in for packages.
-            [sys.executable, "-P", "-m", "conch.functions.read", str(path), str(writer)],
-            pass_fds=[writer],
-            stdin=subprocess.DEVNULL,
-            # What it starts ends with it: all of them hold the pipe open.
-            start_new_session=True,
-        )
-    finally:
-        os.close(writer)
-    late = threading.Event()
-
-    def end() -> None:
-        late.set()
-        _kill(process)
-
-    timer = threading.Timer(_PATIENCE_S, end)
-    timer.daemon = True
-    timer.start()
     with os.fdopen(reader, encoding="utf-8") as answer:
         try:
+            process = subprocess.Popen(  # noqa: S603  our own program
+                # -P: what lies in the current folder must not stand in for packages.
+                [sys.executable, "-P", "-m", "conch.functions.read", str(path), str(writer)],
+                pass_fds=[writer],
+                stdin=subprocess.DEVNULL,
+                # What it starts ends with it: all of them hold the pipe open.
+                start_new_session=True,
+            )
+        finally:
+            os.close(writer)
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            _kill(process)
+
+        timer = threading.Timer(_PATIENCE_S, end)
+        timer.daemon = True
+        try:
+            timer.start()
             text = answer.read()
         finally:
             timer.cancel()

@@ -45,15 +45,27 @@ def _lay(entry: Entry, folder: Path, copy: bool) -> Path:
         text = entry.config_text if entry.config_text is not None else format_text(entry.config)
         if text and CONFIG_FILE not in entry.files:
             (made / CONFIG_FILE).write_text(text, encoding="utf-8")
+        _remove(before)
+        _swap(made, folder, before)
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
         raise
     _remove(before)
-    if os.path.lexists(folder):
-        folder.rename(before)
-    made.rename(folder)
-    _remove(before)
     return folder
+
+
+def _swap(made: Path, folder: Path, before: Path) -> None:
+    """`made` becomes `folder`, and what was there `before`. Raises AdoptError; then all is as it was."""
+    there = os.path.lexists(folder)
+    try:
+        if there:
+            folder.rename(before)
+        made.rename(folder)
+    except OSError as error:
+        if os.path.lexists(before):
+            before.rename(folder)
+        text = "cannot be replaced, it is as it was" if there else "cannot be made"
+        raise AdoptError(f"{folder} {text}: {error.strerror}", "see who may write there") from error
 
 
 def _check_sources(entry: Entry, folder: Path, copy: bool) -> None:
@@ -133,8 +145,12 @@ def refresh(entry: Entry, folder: Path, known: Mapping[Path, Look]) -> None:
 def _replace(place: Path, content: Content) -> None:
     made = place.with_name(f".{place.name}.new")
     made.unlink(missing_ok=True)
-    _put(content, made, copy=False)
-    made.replace(place)
+    try:
+        _put(content, made, copy=False)
+        made.replace(place)
+    except BaseException:
+        made.unlink(missing_ok=True)
+        raise
 
 
 def write_config(config: ModelConfig, file: Path, *, force: bool) -> None:

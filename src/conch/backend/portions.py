@@ -7,6 +7,7 @@ and a run of one request needs no copy that joins inputs. Where it pays, a batch
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -157,6 +158,11 @@ class Portioned:
 
     def close(self) -> None:
         self.instance.close()
+
+
+def portioned(instance: ThreadInstance, *, alone: bool) -> Portioned:
+    """`alone`: the caller's thread does all of a run's work, so that nobody else's time counts."""
+    return Portioned(instance, time.thread_time_ns if alone else time.monotonic_ns)
 
 
 def _halves(rows: int) -> list[int]:

@@ -93,6 +93,19 @@ def read_gpus(
     return found
 
 
+def has_context(device: int, open_library: Callable[[], Any] = lambda: ctypes.CDLL(_LIBRARY)) -> bool:
+    """Whether this process computes on a GPU. Asking makes no context; where it cannot be asked it does not."""
+    number, flags, active = ctypes.c_int(), ctypes.c_uint(), ctypes.c_int()
+    try:
+        library = open_library()
+        failed = library.cuDeviceGet(ctypes.byref(number), device) or library.cuDevicePrimaryCtxGetState(
+            number, ctypes.byref(flags), ctypes.byref(active)
+        )
+    except (OSError, AttributeError):
+        return False
+    return not failed and bool(active.value)
+
+
 def visible_devices() -> str | None:
     """CUDA_VISIBLE_DEVICES; None where it is not set."""
     return os.environ.get(_VISIBLE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from conch.config import cut_batches, fairness, memory, padding, swap_gate, traffic
+from conch.config import cut_batches, fairness, forest_engine, memory, padding, swap_gate, traffic
 from conch.config.model_metrics import FIRST_RESPONSE, other_families
 from conch.pb.model_config_pb2 import ModelConfig
 
@@ -55,13 +55,13 @@ _FIELDS: Final[dict[str, Callable[[ModelConfig], bool]]] = {
 #: Parameters of ours -> the backends that act on them; empty for all.
 _OURS: Final[dict[str, tuple[str, ...]]] = {
     cut_batches.PARAMETER: cut_batches.BACKENDS,
+    forest_engine.PARAMETER: forest_engine.BACKENDS,
     fairness.BY: (),
     fairness.WEIGHTS: (),
     memory.PARAMETER: (),
     padding.PARAMETER: (),
     swap_gate.PARAMETER: (),
     traffic.PARAMETER: (),
-    "conch_forest_engine": ("fil",),
 }
 
 

@@ -26,6 +26,7 @@ class Driver(Protocol):
     def close(self, device: int, address: int) -> None: ...
     def read(self, device: int, address: int, size: int) -> bytearray: ...
     def write(self, device: int, address: int, data: Buffer) -> None: ...
+    def finish(self, device: int) -> None: ...
 
 
 class CudaError(Exception):
@@ -88,6 +89,7 @@ class CudaDriver:
         return data
 
     def write(self, device: int, address: int, data: Buffer) -> None:
+        """`data` is read when it returns, but may arrive later; see `finish`."""
         raw = bytes(data)
         if raw:
             with self._on(device):
@@ -193,6 +195,8 @@ class CudaRegion:
     def write(self, offset: int, data: Buffer) -> None:
         try:
             self._driver.write(self.device_id, self._address + offset, data)
+            # The copy's last step may be under way, and the other process shares no stream with us.
+            self._driver.finish(self.device_id)
         except CudaError as error:
             raise internal(f"failed to write to CUDA shared memory region '{self.name}'", str(error)) from None
 

@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 
-from conch.observe.latencies import FirstResponses, Latencies, Summary
+from conch.observe.latencies import FirstResponses, Latencies
 from conch.observe.process import Machine
 from conch.observe.series import Metered, Series, series_of
 from conch.observe.stats import CacheStats, ModelStats, Reason
+from conch.observe.summary import Summary
 
 #: What the names of the server's own metrics begin with.
 _OWN = ("nv_inference_", "nv_model_", "nv_cache_", "nv_cpu_", "nv_gpu_", "nv_energy_", "conch_")

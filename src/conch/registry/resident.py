@@ -27,6 +27,7 @@ class Gauge(Protocol):
     def server(self) -> Amounts: ...
     def families(self, heads: Sequence[int], /) -> dict[int, dict[str, int]]: ...
     def everything(self) -> Amounts: ...
+    def whole(self) -> frozenset[str]: ...
 
 
 class Open(Protocol):
@@ -123,9 +124,10 @@ class Resident:
         """What it takes that has just been loaded; `before` is what the server took without it."""
         heads = self.processes()
         self.tenant.shares = not heads
-        if heads:
-            return total(self._gauge.families(heads).values())
         grown = less(self._gauge.server(), before)
+        if heads:
+            whole = {device: max(0, grown[device]) for device in self._gauge.whole() if device in grown}
+            return total([*self._gauge.families(heads).values(), whole])
         return larger({device: max(0, size) for device, size in grown.items()}, self.tenant.sure)
 
     def doze(self) -> Amounts:

@@ -49,7 +49,15 @@ class Scales:
         awake = [each for each in residents.values() if each.tenant.stage in {Stage.AWAKE, Stage.DRAINING}]
         self._models([each for each in awake if not each.tenant.shares])
         if not moving:
-            inside = total([each.tenant.takes for each in awake if each.tenant.shares])
+            whole = self._gauge.whole()
+            inside = total(
+                [
+                    each.tenant.takes
+                    if each.tenant.shares
+                    else {device: size for device, size in each.tenant.takes.items() if device in whole}
+                    for each in awake
+                ]
+            )
             own = less(self._gauge.server(), inside)
             self._budget.measured_own({device: max(0, size) for device, size in own.items()})
         elif watching:
@@ -60,9 +68,12 @@ class Scales:
         """Those that have processes of their own."""
         heads = {each: each.processes() for each in awake}
         found = self._gauge.families([pid for pids in heads.values() for pid in pids])
+        # Of a GPU that is measured whole it takes what it took when it was loaded.
+        whole = self._gauge.whole()
         for each, pids in heads.items():
             if pids:
-                takes = total([found[pid] for pid in pids])
+                kept = {device: size for device, size in each.tenant.takes.items() if device in whole}
+                takes = total([*[found[pid] for pid in pids], kept])
                 each.tenant.takes = takes
                 each.outline.stats.memory = takes
 

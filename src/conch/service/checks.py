@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from dataclasses import dataclass
 
 from conch.types.dtype import BY_NAME, BYTES
@@ -12,6 +13,8 @@ from conch.types.request import InputHead, Parameter, RequestHead, id_prefix
 from conch.types.tensor import Buffer
 
 Shape = tuple[int, ...]
+
+_length = struct.Struct("<I").unpack_from
 
 #: Characters that a sequence may be named with.
 _MAX_CORRELATION = 128
@@ -110,36 +113,42 @@ def steering(head: RequestHead) -> Steering:
 
 def check_strings(spec: ModelSpec, position: int, count: int, data: Buffer, id: str) -> None:
     """A BYTES input's content: `count` elements, each a uint32 length and that many bytes."""
-    name = spec.inputs[position].name
+    offset = 0
+    try:
+        for _ in range(count):
+            offset += 4 + _length(data, offset)[0]
+    except struct.error:
+        offset = -1
+    if offset != len(data):
+        raise invalid(id_prefix(id) + _wrong_strings(spec.inputs[position].name, spec.name, count, data))
+
+
+def _wrong_strings(name: str, model: str, count: int, data: Buffer) -> str:
+    """Why `data` is not `count` elements."""
     found = offset = 0
     end = len(data)
-    view = memoryview(data)
-    while offset < end:
-        if found == count:
-            raise invalid(
-                id_prefix(id) + f"unexpected number of string elements {found + 1} for inference input '{name}' for "
-                f"model '{spec.name}', expecting {count}"
-            )
+    while offset < end and found < count:
         if end - offset < 4:
-            raise invalid(
-                id_prefix(id) + f"incomplete string length indicator for inference input '{name}' for model "
-                f"'{spec.name}', expecting 4 bytes but only {end - offset} bytes available. Please make sure the "
-                "string length indicator is in one buffer."
+            return (
+                f"incomplete string length indicator for inference input '{name}' for model '{model}', expecting 4 "
+                f"bytes but only {end - offset} bytes available. Please make sure the string length indicator is in "
+                "one buffer."
             )
-        size = int.from_bytes(view[offset : offset + 4], "little")
+        size = _length(data, offset)[0]
         offset += 4
         if size > end - offset:
-            raise invalid(
-                id_prefix(id) + f"incomplete string data for inference input '{name}' for model '{spec.name}', "
-                f"expecting string of length {size} but only {end - offset} bytes available"
+            return (
+                f"incomplete string data for inference input '{name}' for model '{model}', expecting string of length "
+                f"{size} but only {end - offset} bytes available"
             )
         offset += size
         found += 1
-    if found != count:
-        raise invalid(
-            id_prefix(id) + f"expected {count} string elements for inference input '{name}' for model "
-            f"'{spec.name}', got {found}"
+    if offset < end:
+        return (
+            f"unexpected number of string elements {found + 1} for inference input '{name}' for model '{model}', "
+            f"expecting {count}"
         )
+    return f"expected {count} string elements for inference input '{name}' for model '{model}', got {found}"
 
 
 def size_mismatch(spec: ModelSpec, position: int, expected: int, got: int, id: str) -> InferError:

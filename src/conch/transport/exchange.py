@@ -7,11 +7,14 @@ from typing import ClassVar
 
 from conch.protocol.v2.headers import Extras, UnsupportedCodingError
 from conch.protocol.v2.layout import Pattern
+from conch.protocol.v2.rendering import Rendering
 from conch.protocol.v2.restrict import RestrictedError
 from conch.protocol.v2.status import HTTP_STATUS, retry_after
+from conch.transport.aside import Aside
 from conch.transport.bridge import Bridge
 from conch.transport.coder import Coder
 from conch.transport.http1 import Connection
+from conch.transport.json_jobs import JsonWriting
 from conch.types.error import Code, InferError, internal, unavailable
 from conch.types.request import InferRequest
 from conch.types.response import FINAL, InferResponse
@@ -42,12 +45,13 @@ class Exchange:
 
     protocol: ClassVar[str] = "HTTP"
 
-    __slots__ = ("_answers", "_bridge", "_coder", "_connection", "_timer", "extras", "pattern", "request")
+    __slots__ = ("_answers", "_aside", "_bridge", "_coder", "_connection", "_timer", "extras", "pattern", "request")
 
-    def __init__(self, connection: Connection, bridge: Bridge, coder: Coder) -> None:
+    def __init__(self, connection: Connection, bridge: Bridge, coder: Coder, aside: Aside) -> None:
         self._connection = connection
         self._bridge = bridge
         self._coder = coder
+        self._aside = aside
         self._answers = 0
         self._timer: asyncio.TimerHandle | None = None
         #: What is special about `request`; None for most.
@@ -129,18 +133,39 @@ class Exchange:
             if request.form is not pattern.form:
                 # Another version answers than the codec knew of.
                 pattern = pattern.of(request.form)
-            head, body = pattern.encode(request.id, response)
-        except InferError as error:
-            fail(self._connection, error)
-            return
+            encoded = pattern.encode(request.id, response)
         except Exception as error:  # noqa: BLE001  a model's bad tensor must not leave the client waiting
-            fail(self._connection, InferError(Code.INTERNAL, f"the response could not be encoded: {error}"))
+            self._unwritable(error)
             return
+        if isinstance(encoded, Rendering):
+            self._aside.run(self._connection, JsonWriting(self._connection, encoded), self._written)
+            return
+        head, body = encoded
         if extras is not None and extras.coding:
             self._coder.respond(self._connection, extras.coding, head, body)
             return
         # The answers of a batch are written one right after the other: a client that waits for several is woken once.
         self._connection.respond(head, body, self._bridge.dirty)
+
+    def _written(self, job: JsonWriting) -> None:
+        """The text of a large answer; meanwhile the connection was busy, so that the request is still its last."""
+        connection, extras = self._connection, self.extras
+        if connection.closed:
+            return
+        try:
+            head, body = job.take()
+        except Exception as error:  # noqa: BLE001  a model's bad tensor must not leave the client waiting
+            self._unwritable(error)
+            return
+        if extras is not None and extras.coding:
+            self._coder.respond(connection, extras.coding, head, body)
+        else:
+            connection.respond(head, body)
+
+    def _unwritable(self, error: Exception) -> None:
+        if not isinstance(error, InferError):
+            error = InferError(Code.INTERNAL, f"the response could not be encoded: {error}")
+        fail(self._connection, error)
 
     def _fail(self, request: InferRequest, error: InferError) -> None:
         if request is self.request:

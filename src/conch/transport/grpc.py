@@ -14,6 +14,7 @@ from conch.memory.regions import Regions
 from conch.protocol.v2.grpc_status import Status
 from conch.protocol.v2.restrict import GRPC_PREFIX, Restrictions, method_category
 from conch.service.api import ControlPlane, DataPlane, SettingsPlane
+from conch.transport.aside import Aside
 from conch.transport.bridge import Bridge
 from conch.transport.grpc_call import Method, Peer, Refusal, Route, Said
 from conch.transport.grpc_forward import forwarded
@@ -21,7 +22,6 @@ from conch.transport.grpc_headers import failure, field, http_failure, parse_tim
 from conch.transport.grpc_messages import ENCODINGS, choose_compression
 from conch.transport.grpc_methods import ALWAYS, INFERENCE, Methods
 from conch.transport.grpc_stream import DRAINING, Conversation, Stream, StreamRoute
-from conch.transport.grpc_unpack import Unpacker
 from conch.transport.http2 import Connection
 from conch.transport.http2_frames import ErrorCode
 from conch.transport.http2_headers import Header
@@ -71,7 +71,7 @@ class GrpcTransport:
         self._connections: set[Connection[Peer]] = set()
         self._draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._unpacker: Unpacker | None = None
+        self._aside: Aside | None = None
         self._server: asyncio.AbstractServer | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._empty: asyncio.Event | None = None
@@ -113,8 +113,8 @@ class GrpcTransport:
             self._tls.close()
         if self._server is not None:
             self._server.close()
-        if self._unpacker is not None:
-            self._unpacker.close()
+        if self._aside is not None:
+            self._aside.close()
         for connection in list(self._connections):
             connection.shut(ErrorCode.NO_ERROR, "the server is closing")
         if self._connections:
@@ -130,7 +130,7 @@ class GrpcTransport:
         self._loop = loop
         if self._bridge is None:
             self._bridge = Bridge(loop)
-        self._unpacker = Unpacker(self._bridge)
+        self._aside = Aside(self._bridge, "grpc-aside")
         methods = Methods(self._data, self._control, self._bridge, self._settings, self._regions)
         self._methods, self._streams = methods.table(), methods.streams()
         return loop
@@ -147,7 +147,7 @@ class GrpcTransport:
         self, headers: list[Header], oversized: bool
     ) -> Route | StreamRoute | Refusal:
         assert self._bridge is not None
-        assert self._unpacker is not None
+        assert self._aside is not None
         if field(headers, b":method") != b"POST":
             return Refusal(http_failure(405), None)
         kind = field(headers, b"content-type")
@@ -171,9 +171,9 @@ class GrpcTransport:
             return said
         limit = self._options.max_message_size
         if start is not None:
-            return StreamRoute(start, limit, self._options.max_response_pool, said, self._unpacker)
+            return StreamRoute(start, limit, self._options.max_response_pool, said, self._aside)
         assert method is not None
-        return Route(method, self._bridge, limit, said, self._unpacker)
+        return Route(method, self._bridge, limit, said, self._aside)
 
     def _said(self, headers: list[Header], path: str) -> Said | Refusal:
         assert self._loop is not None

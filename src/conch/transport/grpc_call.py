@@ -13,13 +13,14 @@ from conch.memory.regions import Regions
 from conch.protocol.v2.grpc import GrpcCodec
 from conch.protocol.v2.grpc_status import STATUS, Status
 from conch.service.api import DataPlane
+from conch.transport.aside import Aside
 from conch.transport.bridge import Bridge
 from conch.transport.grpc_deadline import Deadline
 from conch.transport.grpc_fault import GrpcFault
 from conch.transport.grpc_forward import Forwarded, ForwardingPlane
 from conch.transport.grpc_headers import AnswerHeaders, answer_end, answer_start, encoding_field, failure
-from conch.transport.grpc_messages import Compression, Inbox
-from conch.transport.grpc_unpack import Unpacker, Unpacking
+from conch.transport.grpc_messages import Compression, Inbox, Packing
+from conch.transport.grpc_unpack import Unpacking
 from conch.types.error import InferError, internal
 from conch.types.request import InferRequest
 from conch.types.response import FINAL, InferResponse
@@ -89,14 +90,14 @@ class Route:
     """What a header list asks for; shared by all calls with the same headers."""
 
     __slots__ = (
-        "bridge", "compression", "encoding", "forwarded", "limit", "loop", "method", "timeout", "trace_context",
-        "trace_state", "unpacker",
+        "aside", "bridge", "compression", "encoding", "forwarded", "limit", "loop", "method", "timeout",
+        "trace_context", "trace_state",
     )  # fmt: skip
 
-    def __init__(self, method: Method, bridge: Bridge, limit: int, said: Said, unpacker: Unpacker) -> None:
+    def __init__(self, method: Method, bridge: Bridge, limit: int, said: Said, aside: Aside) -> None:
         self.method = method
         self.bridge = bridge
-        self.unpacker = unpacker
+        self.aside = aside
         self.limit = limit
         self.loop = said.loop
         self.timeout = said.timeout
@@ -189,8 +190,8 @@ class Call:
     resting: ClassVar[bool] = False
 
     __slots__ = (
-        "_early", "_inbox", "_request", "_route", "connection", "deadline", "ended", "id", "idle_since", "promised",
-        "sending", "unacked", "window",
+        "_early", "_inbox", "_packing", "_request", "_route", "connection", "deadline", "ended", "id",
+        "idle_since", "promised", "sending", "unacked", "window",
     )  # fmt: skip
 
     def __init__(self, connection: Connection[Peer], number: int, route: Route) -> None:
@@ -207,6 +208,8 @@ class Call:
         self._route = route
         self._inbox: Inbox | None = None
         self._request: InferRequest | None = None
+        #: The answer while it is compressed aside.
+        self._packing: Packing | None = None
         #: Answers before the last one.
         self._early = 0
 
@@ -266,7 +269,7 @@ class Call:
             self.refuse(fault.status, fault.message)
             return
         if isinstance(message, Unpacking):
-            self._route.unpacker.run(message, self._unpacked)
+            self._route.aside.run(self.connection, message, self._unpacked)
         elif message is not None:
             self._inbox = None
             self._route.method(self, message)
@@ -319,14 +322,17 @@ class Call:
         if connection is None:
             return
         self._request = None
-        self._settle()
-        sender, answers = connection.sender, connection.state.answers
         compression = self._route.compression
         if compression is not None:
-            packed, parts, size = compression.pack(parts, size)
-            sender.headers(self.id, answers.headers() + encoding_field(compression.encoding), end=False)
-            sender.data(self, [_prefix(packed, size), *parts], answers.trailers)
-        elif answers.ready and sender.reserve(self, size + 5):
+            if size > compression.at_once:
+                self._packing = compression.begin(parts, size)
+                self._route.aside.run(connection, self._packing, self._packed)
+            else:
+                self._send(compression.pack(parts, size))
+            return
+        self._settle()
+        sender, answers = connection.sender, connection.state.answers
+        if answers.ready and sender.reserve(self, size + 5):
             output = sender.output
             output.append(answer_start(self.id, size))
             output += parts
@@ -335,6 +341,24 @@ class Call:
         else:
             sender.headers(self.id, answers.headers(), end=False)
             sender.data(self, [_prefix(0, size), *parts], answers.trailers)
+        connection.mark()
+
+    def _packed(self, packing: Packing) -> None:
+        """The answer has been compressed."""
+        if not packing.given_up:
+            self._packing = None
+            self._send(packing.take())
+
+    def _send(self, packed: tuple[int, Sequence[Buffer], int]) -> None:
+        """Settle the call with a message of a call with compression, as `Packing.take` gives it."""
+        connection, compression = self.connection, self._route.compression
+        if connection is None or compression is None:
+            return
+        self._settle()
+        flag, parts, size = packed
+        sender, answers = connection.sender, connection.state.answers
+        sender.headers(self.id, answers.headers() + encoding_field(compression.encoding), end=False)
+        sender.data(self, [_prefix(flag, size), *parts], answers.trailers)
         connection.mark()
 
     def refuse(self, status: Status, message: str, retry_after_s: float = 0.0) -> None:
@@ -378,6 +402,9 @@ class Call:
         if self._inbox is not None:
             self._inbox.give_up()
             self._inbox = None
+        if self._packing is not None:
+            self._packing.given_up = True
+            self._packing = None
         request = self._request
         if request is not None:
             self._request = None

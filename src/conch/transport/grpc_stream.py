@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from conch.protocol.v2.grpc_status import Status
 from conch.transport import http2_frames as h2
+from conch.transport.aside import Aside
 from conch.transport.grpc_call import Peer, Said
 from conch.transport.grpc_deadline import Deadline
 from conch.transport.grpc_fault import GrpcFault
 from conch.transport.grpc_headers import encoding_field, failure, trailers
-from conch.transport.grpc_messages import Inbox
-from conch.transport.grpc_unpack import Unpacker, Unpacking
+from conch.transport.grpc_messages import Inbox, Packing
+from conch.transport.grpc_unpack import Unpacking
 from conch.types.flow import Flow
 from conch.types.tensor import Buffer
 
@@ -56,17 +57,17 @@ class Conversation(Protocol):
 class StreamRoute:
     """What a header list of a streaming method asks for; shared by all calls with the same headers."""
 
-    __slots__ = ("limit", "most", "said", "start", "unpacker")
+    __slots__ = ("aside", "limit", "most", "said", "start")
 
     def __init__(
-        self, start: Callable[[Stream], Conversation], limit: int, most: int, said: Said, unpacker: Unpacker
+        self, start: Callable[[Stream], Conversation], limit: int, most: int, said: Said, aside: Aside
     ) -> None:
         """Messages are at most `limit` bytes, and `most` answers may wait for the peer."""
         self.start = start
         self.limit = limit
         self.most = most
         self.said = said
-        self.unpacker = unpacker
+        self.aside = aside
 
     def open(self, connection: Connection[Peer], number: int, /) -> Stream:
         return Stream(connection, number, self)
@@ -76,9 +77,9 @@ class Stream:
     """An HTTP/2 stream and a conversation over it. Loop thread only."""
 
     __slots__ = (
-        "_held", "_held_size", "_inbox", "_last", "_route", "_said_ended", "_started", "_talk", "_unpacking",
-        "connection", "deadline", "ended", "flow", "full", "id", "idle_since", "promised", "sending", "unacked",
-        "window",
+        "_held", "_held_size", "_inbox", "_last", "_packing", "_route", "_said_ended", "_started", "_talk",
+        "_unpacking", "connection", "deadline", "ended", "flow", "full", "id", "idle_since", "promised", "sending",
+        "unacked", "window",
     )  # fmt: skip
 
     def __init__(self, connection: Connection[Peer], number: int, route: StreamRoute) -> None:
@@ -106,6 +107,8 @@ class Stream:
         #: Answers that wait for those before them to leave.
         self._held: deque[tuple[list[Buffer], int]] = deque()
         self._held_size = 0
+        #: The answer that is being compressed aside, the next to leave; its plain bytes are in `_held_size`.
+        self._packing: Packing | None = None
         #: Headers have been sent.
         self._started = False
         #: The conversation knows of the client's end.
@@ -175,7 +178,7 @@ class Stream:
                 break
             if isinstance(message, Unpacking):
                 self._unpacking = True
-                self._route.unpacker.run(message, self._unpacked)
+                self._route.aside.run(self.connection, message, self._unpacked)
             else:
                 self._tell(talk, message)
         if self.ended and talk is not None and not self._said_ended:
@@ -194,7 +197,7 @@ class Stream:
         if connection is not None:
             self.connection = None
             connection.draining.pop(self.id, None)
-        self._held.clear()
+        self._drop_held()
 
     def drain(self) -> None:
         """The server stops."""
@@ -208,7 +211,7 @@ class Stream:
         connection = self.connection
         if connection is None or self._last is not None:
             return
-        if self._held or (self.sending is not None and self.sending.size > _AHEAD):
+        if self._held or self._packing is not None or (self.sending is not None and self.sending.size > _AHEAD):
             self._held.append((parts, size))
             self._held_size += size
             connection.draining[self.id] = self
@@ -225,7 +228,7 @@ class Stream:
             return
         self._last = status, message
         self._end()
-        if not self._held:
+        if not self._held and self._packing is None:
             self._write_end(connection, status, message)
 
     def drained(self) -> None:
@@ -234,11 +237,11 @@ class Stream:
         if connection is None:
             return
         held = self._held
-        while held and (self.sending is None or self.sending.size <= _AHEAD):
+        while held and self._packing is None and (self.sending is None or self.sending.size <= _AHEAD):
             parts, size = held.popleft()
             self._held_size -= size
             self._write(connection, parts, size)
-        if not held:
+        if not held and self._packing is None:
             connection.draining.pop(self.id, None)
             if self._last is not None:
                 self._write_end(connection, *self._last)
@@ -274,17 +277,40 @@ class Stream:
         self._tell(talk, message)
         self.resume()
 
-    def _write(self, connection: Connection[Peer], parts: Sequence[Buffer], size: int) -> None:
+    def _set_aside(self, connection: Connection[Peer], packing: Packing) -> None:
+        """What has been compressed is written, and until then nothing else."""
+        self._packing = packing
+        self._held_size += packing.whole
+        self.flow.full = self._overfull()
+        self._route.aside.run(connection, packing, self._packed)
+
+    def _packed(self, packing: Packing) -> None:
+        connection = self.connection
+        if packing.given_up or connection is None:
+            return
+        self._packing = None
+        self._held_size -= packing.whole
+        packed, parts, size = packing.take()
+        self._write(connection, parts, size, packed)
+        self.drained()
+
+    def _write(self, connection: Connection[Peer], parts: Sequence[Buffer], size: int, packed: int = -1) -> None:
+        """`packed`: whether the message is compressed; -1 where that is still to be done, if it is at all."""
+        compression = self._route.said.compression
+        if packed < 0:
+            packed = 0
+            if compression is not None:
+                if size > compression.at_once:
+                    self._set_aside(connection, compression.begin(parts, size))
+                    return
+                packed, parts, size = compression.pack(parts, size)
         sender = connection.sender
-        packed, compression = 0, self._route.said.compression
         if not self._started:
             self._started = True
             block = connection.state.answers.headers()
             if compression is not None:
                 block += encoding_field(compression.encoding)
             sender.headers(self.id, block, end=False)
-        if compression is not None:
-            packed, parts, size = compression.pack(parts, size)
         if self.sending is None and sender.reserve(self, size + 5):
             output = sender.output
             output.append(_data_and_prefix((size + 5) << 8, 0, self.id, packed, size))
@@ -310,6 +336,12 @@ class Stream:
             connection.answered(self)
         connection.mark()
 
+    def _drop_held(self) -> None:
+        self._held.clear()
+        if self._packing is not None:
+            self._packing.given_up = True
+            self._packing = None
+
     def _end(self) -> None:
         """The conversation hears that it is over, once."""
         talk, self._talk = self._talk, None
@@ -334,7 +366,7 @@ class Stream:
             return
         self._last = status, message
         self._end()
-        self._held.clear()
+        self._drop_held()
         connection.draining.pop(self.id, None)
         waits = self.sending is not None
         connection.sender.drop(self)

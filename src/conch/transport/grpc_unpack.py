@@ -1,19 +1,13 @@
-"""Compressed gRPC messages on their way in: little ones at once, large ones in threads."""
+"""Compressed gRPC messages on their way in, unpacked in steps."""
 
 from __future__ import annotations
 
-import logging
 import zlib
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from conch.protocol.v2.grpc_status import Status
-from conch.transport.bridge import Bridge
 from conch.transport.grpc_fault import GrpcFault
 from conch.types.tensor import Buffer
-
-_log = logging.getLogger("conch")
 
 #: zlib's window bits: gzip's container, zlib's own (which gRPC and HTTP call deflate).
 WINDOW: Final = {b"gzip": 31, b"deflate": 15}
@@ -22,12 +16,10 @@ AT_ONCE: Final = 1 << 18
 #: Compressed bytes given to zlib at once, and bytes taken from it.
 _SLICE: Final = 1 << 16
 _PIECE: Final = 1 << 20
-#: zlib works without the GIL; more threads than this would take the models' processors.
-_THREADS: Final = 2
 
 
 class Unpacking:
-    """One compressed message, unpacked in steps. One thread at a time."""
+    """One compressed message. Implements `transport.aside.Job`."""
 
     __slots__ = ("_at", "_encoding", "_fault", "_limit", "_machine", "_message", "_pieces", "_size", "given_up")
 
@@ -93,29 +85,3 @@ class Unpacking:
         self._fault = status, message
         self._pieces.clear()
         self._message = memoryview(b"")
-
-
-class Unpacker:
-    """Goes on with what is too large for the loop's thread. One per transport; call it on that thread."""
-
-    __slots__ = ("_bridge", "_threads")
-
-    def __init__(self, bridge: Bridge) -> None:
-        self._bridge = bridge
-        self._threads = ThreadPoolExecutor(_THREADS, "grpc-coding")
-
-    def run(self, unpacking: Unpacking, then: Callable[[Unpacking], object]) -> None:
-        """Have `then` called on the loop's thread when there is nothing left to do, or nobody who waits for it."""
-        self._threads.submit(self._work, unpacking, then)
-
-    def _work(self, unpacking: Unpacking, then: Callable[[Unpacking], object]) -> None:
-        try:
-            while not (unpacking.given_up or unpacking.step(_PIECE)):
-                pass
-        except Exception as error:  # noqa: BLE001  the client must not be left waiting
-            _log.exception("a gRPC message could not be unpacked")
-            unpacking.fail(error)
-        self._bridge.post(then, unpacking)
-
-    def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)

@@ -15,10 +15,12 @@ from conch.protocol.v2 import answers, repository
 from conch.protocol.v2.generate import GenerateCodec
 from conch.protocol.v2.json import JsonCodec
 from conch.protocol.v2.load_report import load_header
+from conch.protocol.v2.pieces import SLOW
 from conch.protocol.v2.restrict import Restrictions, route_category
 from conch.protocol.v2.routes import Action, Route
 from conch.protocol.v2.status import HTTP_STATUS
 from conch.service.api import ControlPlane, DataPlane, SettingsPlane, TrafficPlane
+from conch.transport.aside import Aside
 from conch.transport.bridge import Bridge
 from conch.transport.coder import Coder
 from conch.transport.exchange import Exchange, fail
@@ -28,6 +30,7 @@ from conch.transport.http1 import Connection, head_of
 from conch.transport.http_memory import MemoryRoutes
 from conch.transport.http_settings import SettingsEndpoints
 from conch.transport.http_traffic import TrafficEndpoints
+from conch.transport.json_jobs import JsonReading
 from conch.transport.listener import HttpFace, Listener
 from conch.transport.question import HeadReader, Question
 from conch.transport.tls import Certificates
@@ -69,7 +72,8 @@ class HttpTransport(HttpFace):
         self._max = options.max_input_size
         regions = regions or Regions(allowed=False)
         self._reader = HeadReader(options)
-        self._coder = Coder(bridge)
+        self._aside = Aside(bridge, "http-aside")
+        self._coder = Coder(self._aside)
         self._generate_codec = GenerateCodec(data, options.max_input_size)
         self._codec = JsonCodec(data, options.max_input_size, regions)
         self._listener = Listener(
@@ -114,7 +118,7 @@ class HttpTransport(HttpFace):
 
     async def close(self) -> None:
         await super().close()
-        self._coder.close()
+        self._aside.close()
 
     # ---- requests
 
@@ -133,8 +137,10 @@ class HttpTransport(HttpFace):
         question.error = error
         return True
 
-    def _handle(self, connection: Connection, head: Head, body: Buffer, plain: bool = False) -> None:
-        """`plain`: the body's coding has been undone."""
+    def _handle(
+        self, connection: Connection, head: Head, body: Buffer, plain: bool = False, read: JsonReading | None = None
+    ) -> None:
+        """`plain`: the body's coding has been undone. `read`: its JSON has been read."""
         question: Question = head.route
         try:
             if question.error is not None:
@@ -142,7 +148,10 @@ class HttpTransport(HttpFace):
             elif question.coding and not plain:
                 self._inflate(connection, head, body)
             elif question.route.action is Action.INFER:
-                self._infer(connection, question, body)
+                if len(body) >= SLOW and read is None:
+                    self._infer_large(connection, head, body)
+                else:
+                    self._infer(connection, question, body, read)
             elif question.route.action in _GENERATE:
                 self._generate(connection, question, body)
             else:
@@ -160,13 +169,29 @@ class HttpTransport(HttpFace):
             elif not connection.closed:
                 self._handle(connection, head, plain, plain=True)
 
-        self._coder.inflate(head.route.coding, body, self._max, go_on)
+        self._coder.inflate(connection, head.route.coding, body, self._max, go_on)
 
-    def _infer(self, connection: Connection, question: Question, body: Buffer) -> None:
+    def _infer_large(self, connection: Connection, head: Head, body: Buffer) -> None:
+        text = self._codec.heavy_text(head.route.target, body)
+        if text is None:
+            self._infer(connection, head.route, body, None)
+            return
+
+        def go_on(job: JsonReading) -> None:
+            if not connection.closed:
+                self._handle(connection, head, body, plain=True, read=job)
+
+        self._aside.run(connection, JsonReading(connection, text), go_on)
+
+    def _infer(self, connection: Connection, question: Question, body: Buffer, read: JsonReading | None) -> None:
         exchange = connection.exchange
         if exchange is None:
-            exchange = connection.exchange = Exchange(connection, self._bridge, self._coder)
-        request, exchange.pattern = self._codec.decode_infer(question.target, body, exchange, time.monotonic_ns())
+            exchange = connection.exchange = Exchange(connection, self._bridge, self._coder, self._aside)
+        target, decode = question.target, self._codec.decode_infer
+        if read is None:
+            request, exchange.pattern = decode(target, body, exchange, time.monotonic_ns())
+        else:
+            request, exchange.pattern = decode(target, body, exchange, read.received_ns, read.asked)
         exchange.request = request
         extras = exchange.extras = question.extras
         if extras is not None:

@@ -17,6 +17,7 @@ from conch.backend.forest.answers import Post
 from conch.backend.forest.graph import UnwritableError, write_graph
 from conch.backend.forest.reading import treelite
 from conch.backend.forest.signature import Signature
+from conch.config.forest_engine import PARAMETER
 from conch.types.error import invalid
 
 _LOG: Final = logging.getLogger(__name__)
@@ -117,8 +118,8 @@ def choose_engine(
     except UnwritableError as reason:
         if name != "auto":
             raise invalid(
-                f"unable to load model '{label}', conch_forest_engine '{name}' cannot run its forest: {reason}",
-                "remove parameter 'conch_forest_engine'",
+                f"unable to load model '{label}', {PARAMETER} '{name}' cannot run its forest: {reason}",
+                f"remove parameter '{PARAMETER}'",
             ) from None
         _LOG.info("model '%s' runs on treelite, which is slower than ONNX Runtime: %s", label, reason)
         return interpreter

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from conch.backend.forest.formats import FORMATS
+from conch.config.forest_engine import PARAMETER
 from conch.pb.model_config_pb2 import ModelConfig
 from conch.types.error import InferError, internal, invalid, unsupported
 
@@ -23,7 +24,7 @@ _GPU_ONLY: Final[Mapping[str, str]] = {
 }
 _OWN: Final = frozenset(
     {
-        "conch_forest_engine",
+        PARAMETER,
         "cpu_nthread",
         "is_classifier",
         "model_type",
@@ -72,11 +73,10 @@ def plan_forest(config: ModelConfig, settings: Mapping[str, str]) -> ForestPlan:
     for key, choices in _GPU_ONLY.items():
         if key in values:
             _check_unused(config.name, key, values[key], choices)
-    engine = values.get("conch_forest_engine", "auto")
+    engine = values.get(PARAMETER, "auto")
     if engine not in ENGINES:
         raise invalid(
-            f"parameter 'conch_forest_engine' of model '{config.name}' is '{engine}', "
-            f"expected one of {', '.join(ENGINES)}",
+            f"parameter '{PARAMETER}' of model '{config.name}' is '{engine}', expected one of {', '.join(ENGINES)}",
             "leave it out for the quickest that agrees with treelite",
         )
     classifier = _flag(values, "is_classifier")
@@ -102,7 +102,7 @@ def _notes(model: str, values: Mapping[str, str], settings: Mapping[str, str]) -
     if _flag(values, "use_experimental_optimizations") is False:
         notes.append(
             f"model '{model}': parameter 'use_experimental_optimizations' has no effect, "
-            "conch_forest_engine chooses how a forest is computed"
+            f"{PARAMETER} chooses how a forest is computed"
         )
     notes += [
         f"model '{model}': parameter '{key}' is not one that the fil backend knows, it has no effect"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +17,7 @@ from conch.backend.onnx.options import SessionPlan, plan_session, plan_threads
 from conch.backend.onnx.providers import choose_providers, on_gpu, unused_accelerators
 from conch.backend.onnx.session import find_model, open_session, peek, run_options, runtime
 from conch.backend.onnx.signature import read_signature
-from conch.backend.portions import Portioned
+from conch.backend.portions import portioned
 from conch.backend.ragged import read_ragged
 from conch.backend.signature import Signature
 from conch.config.cut_batches import may_cut
@@ -102,7 +101,7 @@ class OnnxModel:
         )  # fmt: skip
         if on_gpu(placement) or not self._cuts:
             return made
-        return Portioned(made, time.thread_time_ns if self._computes_alone(placement) else time.monotonic_ns)
+        return portioned(made, alone=self._computes_alone(placement))
 
     def device_tensors(self) -> tuple[frozenset[str], frozenset[str]]:
         """See `backend.api.Staying`: strings cannot be bound to memory, nor can models that have any."""

@@ -126,6 +126,8 @@ def run_bound(
     if stays:
         # The config may have told runs not to wait for the device.
         binding.synchronize_outputs()
+        # Outputs keep their binding, and so would all that it has copied of the inputs to the device.
+        binding.clear_binding_inputs()
     return [
         _given(value, types[name], session, placed if name in stays else None)
         for name, value in zip(names, binding.get_outputs(), strict=True)

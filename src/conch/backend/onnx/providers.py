@@ -18,7 +18,10 @@ CPU: Final[Provider] = ("CPUExecutionProvider", {})
 #: Accelerators of config.pbtxt -> provider, and what to install for it.
 _CPU_ACCELERATORS: Final = {"openvino": ("OpenVINOExecutionProvider", "pip install onnxruntime-openvino")}
 _GPU_ACCELERATORS: Final = {
-    "tensorrt": ("TensorrtExecutionProvider", "pip install onnxruntime-gpu, and TensorRT"),
+    "tensorrt": (
+        "TensorrtExecutionProvider",
+        "pip install onnxruntime-gpu, and the TensorRT that it was built for, such as 'tensorrt<11'",
+    ),
     "cuda": ("CUDAExecutionProvider", "pip install onnxruntime-gpu"),
 }
 _PRECISIONS: Final = {"FP32": "", "FP16": "trt_fp16_enable", "BF16": "trt_bf16_enable", "INT8": "trt_int8_enable"}

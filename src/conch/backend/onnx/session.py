@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import logging
 import re
 import threading
@@ -84,19 +86,23 @@ def open_session(model: str, path: Path, plan: SessionPlan, threads: Threads, pr
             options.register_custom_ops_library(_library(path, library))
     except Exception as error:  # noqa: BLE001  whatever it is, it is the config's
         raise runtime_error(error) from None
-    if any(name == "CUDAExecutionProvider" for name, _ in providers):
-        preload()
+    preload(frozenset([name for name, _ in providers]))
     session = _open(ort, path, options, providers)
     check_active(model, providers, session.get_providers())
     return session
 
 
 @cache
-def preload() -> None:
-    """Load CUDA's libraries from the packages of pip, where the provider's own search does not look; once."""
-    load = getattr(runtime(), "preload_dlls", None)
-    if load is not None:
-        load()
+def preload(providers: frozenset[str]) -> None:
+    """Load the libraries of these providers from the packages of pip, where their own search does not look; once."""
+    if "CUDAExecutionProvider" in providers:
+        load = getattr(runtime(), "preload_dlls", None)
+        if load is not None:
+            load()
+    if "TensorrtExecutionProvider" in providers:
+        # To import it is to load TensorRT. Where it fails, the provider does, and says what it lacks.
+        with contextlib.suppress(ImportError, OSError):
+            importlib.import_module("tensorrt_libs")
 
 
 def run_options(plan: SessionPlan) -> Any:

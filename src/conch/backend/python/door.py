@@ -10,8 +10,6 @@ import mmap
 import os
 import socket
 import sys
-import threading
-from collections import deque
 from concurrent.futures import CancelledError, Future
 from typing import Any
 
@@ -22,18 +20,15 @@ from conch.backend.python import channel
 from conch.backend.python.calling import Calling, Parents, refusal
 from conch.backend.python.channel import ASK_HEAD, CALL_ENTRY, INLINE, PACKET, sealed, shortened
 from conch.backend.python.keeping import Keeping, Question
+from conch.backend.python.outgoing import Outgoing
 from conch.observe.custom import Families
 from conch.types.error import Code, InferError, internal
 from conch.types.tensor import Buffer
 
 _LOG = logging.getLogger("conch.model")
 _CODES = tuple(Code)
-_RESULTS = ASK_HEAD.pack(channel.RESULTS, 0, 0)
-_RESULTS_IN_FILE = ASK_HEAD.pack(channel.RESULTS, channel.IN_FILE, 0)
 #: Room for the text of an answer to a question.
 _ROOM = INLINE - 256
-#: When to send again what the kernel has not taken, in seconds.
-_AGAIN = 0.01
 _decode_question = msgspec.json.Decoder(Question).decode
 
 
@@ -58,19 +53,12 @@ class Door:
         self._instance = instance
         self._keeping = Keeping(families or Families())
         self._calling: Calling | None = None
+        self._outgoing = Outgoing(sock)
         self._loop: asyncio.AbstractEventLoop | None = None
         #: Calls that came before `open`, with the files of their contents.
         self._early: list[tuple[bytes, int]] = []
-        #: The loop listens; its thread is `_home`.
+        #: The loop listens.
         self._attached = False
-        self._home = 0
-        self._lock = threading.Lock()
-        #: Packets that the worker's socket had no room for, with the descriptors that go along.
-        self._unsent: deque[tuple[bytes, int]] = deque()
-        #: Results that travel together at the end of the loop's tick, and a file each of large ones.
-        self._results: list[tuple[bytes, int]] = []
-        self._writing = False
-        self._closed = False
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -78,9 +66,9 @@ class Door:
     def open(self, loop: asyncio.AbstractEventLoop, parents: Parents) -> None:
         """On the loop."""
         self._loop = loop
-        self._home = threading.get_ident()
         if self._models is not None:
-            self._calling = Calling(self._models, loop, parents, self._result, self._spin_ns)
+            self._calling = Calling(self._models, loop, parents, self._outgoing.result, self._spin_ns)
+        self._outgoing.attach(loop)
         self._attached = True
         early, self._early = self._early, []
         for packet, descriptor in early:
@@ -92,21 +80,16 @@ class Door:
         if self._loop is not None and self._attached:
             self._attached = False
             self._loop.remove_reader(self.fileno())
-            self._loop.remove_writer(self.fileno())
-            self._writing = False
+            self._outgoing.detach()
 
     def close(self) -> None:
         """The worker is gone: what it called is not wanted any more, its metrics go. Any thread; again does no harm."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            files = [each for _, each in (*self._unsent, *self._results, *self._early) if each >= 0]
-            self._early.clear()
-            self._unsent.clear()
-            self._results.clear()
-        for descriptor in files:
-            os.close(descriptor)
+        if not self._outgoing.close():
+            return
+        early, self._early = self._early, []
+        for _, descriptor in early:
+            if descriptor >= 0:
+                os.close(descriptor)
         self._keeping.close()
         calling = self._calling
         if calling is not None and self._loop is not None:
@@ -129,8 +112,8 @@ class Door:
                 self._packet(packet, descriptors[0] if descriptors else -1)
             except Exception:  # noqa: BLE001  the model has a say in what is decoded here
                 _LOG.exception("a message of model instance '%s' cannot be read", self._instance)
-        if not self._attached and self._unsent:
-            self._write()
+        if not self._attached:
+            self._outgoing.write()
 
     def _packet(self, packet: bytes, descriptor: int) -> None:
         kind, flags, number = ASK_HEAD.unpack_from(packet)
@@ -176,10 +159,8 @@ class Door:
         while position < len(packet):
             number, _, _, meta_size, size = CALL_ENTRY.unpack_from(packet, position)
             position += CALL_ENTRY.size + meta_size + (0 if packet[1] & channel.IN_FILE else size)
-            with self._lock:
-                if not self._closed:
-                    self._results.append((refusal(number, f"Error when running inference: {text}"), -1))
-        self._flush()
+            self._outgoing.add(refusal(number, f"Error when running inference: {text}"))
+        self._outgoing.flush()
 
     def _calls(self, packet: bytes, data: Buffer, *, apart: bool) -> None:
         assert self._calling is not None
@@ -238,102 +219,8 @@ class Door:
         self._reply(number, {"value": None} if error is None else _failed(error))
 
     def _reply(self, number: int, answer: dict[str, Any]) -> None:
-        with self._lock:
-            if not self._closed:
-                # Not by msgspec, which knows no infinity.
-                self._unsent.append((ASK_HEAD.pack(channel.REPLY, 0, number) + json.dumps(answer).encode(), -1))
-        self._write()
-
-    # ---- what goes to the worker
-
-    def _result(self, entry: bytes, descriptor: int, alone: bool) -> None:
-        """One response. All of a loop's tick travel together; one that is `alone` need not wait. Any thread."""
-        with self._lock:
-            closed = self._closed
-            if not closed:
-                self._results.append((entry, descriptor))
-            first = len(self._results) == 1
-        if closed:
-            if descriptor >= 0:
-                os.close(descriptor)
-            return
-        loop = self._loop
-        if not first or loop is None:
-            return
-        if threading.get_ident() == self._home:
-            if alone:
-                self._flush()
-            else:
-                loop.call_soon(self._flush)
-        else:
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._flush)
-
-    def _flush(self) -> None:
-        with self._lock:
-            results, self._results = self._results, []
-            parts: list[bytes] = [_RESULTS]
-            size = 0
-            for entry, descriptor in results:
-                if len(parts) > 1 and (descriptor >= 0 or size + len(entry) > INLINE):
-                    self._unsent.append((b"".join(parts), -1))
-                    parts, size = [_RESULTS], 0
-                if descriptor >= 0:
-                    self._unsent.append((_RESULTS_IN_FILE + entry, descriptor))
-                else:
-                    parts.append(entry)
-                    size += len(entry)
-            if len(parts) > 1:
-                self._unsent.append((b"".join(parts), -1))
-        self._write()
-
-    def _write(self) -> None:
-        """Send what the worker takes now; the rest when it can."""
-        busy = False
-        with self._lock:
-            unsent = self._unsent
-            while unsent:
-                packet, descriptor = unsent[0]
-                try:
-                    if descriptor < 0:
-                        self._socket.send(packet)
-                    else:
-                        socket.send_fds(self._socket, [packet], [descriptor])
-                except BlockingIOError:
-                    break
-                except OSError as error:
-                    # Of anything else the worker is dying.
-                    busy = error.errno in channel.BUSY
-                    if busy:
-                        break
-                unsent.popleft()
-                if descriptor >= 0:
-                    os.close(descriptor)
-            if self._loop is None or not self._attached or bool(unsent) == self._writing:
-                return
-        with contextlib.suppress(RuntimeError):
-            if threading.get_ident() == self._home:
-                self._watch(busy=busy)
-            else:
-                self._loop.call_soon_threadsafe(self._watch, busy)
-
-    def _watch(self, busy: bool = False) -> None:
-        """On the loop: wait for room exactly as long as something is unsent; if the kernel is `busy`, for a moment.
-
-        Under the lock: a thread that finds no room while we still listen for some relies on us to go on listening.
-        """
-        with self._lock:
-            loop, wanted = self._loop, bool(self._unsent)
-            if loop is None or self._closed or not self._attached or wanted == self._writing:
-                return
-            if busy and wanted:
-                loop.call_later(_AGAIN, self._write)
-                return
-            if wanted:
-                loop.add_writer(self.fileno(), self._write)
-            else:
-                loop.remove_writer(self.fileno())
-            self._writing = wanted
+        # Not by msgspec, which knows no infinity.
+        self._outgoing.send(ASK_HEAD.pack(channel.REPLY, 0, number) + json.dumps(answer).encode())
 
 
 def _failed(error: BaseException) -> dict[str, Any]:

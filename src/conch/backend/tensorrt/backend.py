@@ -40,7 +40,9 @@ class TensorRtBackend:
         plan = plan_engine(config, host.settings)
         path = find_engine(files.version_directory, config.default_model_filename, config.name)
         tensorrt()
-        cuda()
+        # The thread may have opened another model on another GPU.
+        first = next((device for group in config.instance_group for device in group.gpus), 0)
+        checked(cuda().cudaSetDevice(first))
         signature = read_signature(config.name, open_engine(path, plan, config.name))
         # Each group's instances have profiles of their own; the config has to fit all of them.
         names = [f"{group.name}_0" for group in config.instance_group] or [""]
@@ -105,11 +107,18 @@ class TensorRtModel:
         )
 
     def device_tensors(self) -> tuple[frozenset[str], frozenset[str]]:
-        """See `backend.api.Staying`."""
-        return frozenset([each.name for each in self._spec.inputs]), frozenset([e.name for e in self._spec.outputs])
+        """See `backend.api.Staying`: all but shape tensors, which TensorRT reads and writes on the host."""
+        inputs, outputs = (
+            frozenset([each.name for each in entries if not each.is_shape_tensor])
+            for entries in (self._config.input, self._config.output)
+        )
+        return inputs, outputs
 
     def ready(self) -> bool:
         return True
 
     def close(self) -> None:
-        self._engines.clear()
+        while self._engines:
+            device, engine = self._engines.popitem()
+            cuda().cudaSetDevice(device)
+            del engine

@@ -7,24 +7,26 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final
 
+import numpy as np
+
 from conch.backend.batch import Batch
-from conch.backend.tensorrt.library import checked
-from conch.backend.tensorrt.memory import Passage, Shelf
+from conch.backend.tensorrt.graphs import Graphs
+from conch.backend.tensorrt.library import calling_for, checked, last_error
+from conch.backend.tensorrt.measured import Measured, measure
+from conch.backend.tensorrt.memory import Hosted, Passage, Shelf
 from conch.backend.tensorrt.options import EnginePlan
 from conch.backend.tensorrt.profiles import choose
-from conch.backend.tensorrt.signature import Shape, Signature, Slot
+from conch.backend.tensorrt.signature import Shape, Signature
 from conch.memory.cuda import reader
 from conch.memory.pinned import PinnedPool, pageable
 from conch.observe.stats import ModelStats
 from conch.types.device import as_buffer, gpu
-from conch.types.error import InferError, internal, unsupported
+from conch.types.error import InferError, internal
 from conch.types.model import ModelSpec
 from conch.types.request import InferRequest
 from conch.types.tensor import Buffer
 
 _LOG: Final = logging.getLogger(__name__)
-#: Graphs of shapes that were met long ago are thrown away.
-_MOST_GRAPHS: Final = 64
 
 
 class TensorRtInstance:
@@ -49,25 +51,27 @@ class TensorRtInstance:
         self._cuda = cuda
         self._device = device
         self._stats = stats
-        self._graphing = plan.graphs
-        self._graphs: dict[tuple[int, tuple[Shape, ...]], Any] = {}
-        #: Profile -> what its context has run last, unless that was a recorded graph.
-        self._last: dict[int, tuple[int, tuple[Shape, ...]]] = {}
+        self._graphs: Graphs | None = None
         self._slots = {slot.name: slot for slot in (*signature.inputs, *signature.outputs)}
         pool.open(device)
         self._take_input = pool.take if plan.pinned_input else pageable
         self._take_output = pool.take if plan.pinned_output else pageable
         self._read = reader(device)
-        self._passages: dict[str, Passage] = {}
+        self._passages: dict[str, Passage | Hosted] = {}
+        #: Outputs whose shape only the run tells.
+        self._measured: dict[str, Measured] = {}
         #: Pieces for outputs that stay on the device.
         self._shelves: dict[str, Shelf] = {}
         self._contexts: dict[int, Any] = {}
-        self._stream = checked(cuda.cudaStreamCreate())
+        # While a blocking stream is recorded, nobody in the process can use CUDA's default stream.
+        self._stream = checked(cuda.cudaStreamCreateWithFlags(cuda.cudaStreamNonBlocking))
         try:
             strategy = getattr(trt.ExecutionContextAllocationStrategy, plan.strategy)
             for profile in profiles:
                 self._open(engine, profile, strategy)
-            self._allocate()
+            self._allocate(trt)
+            if plan.graphs:
+                self._begin_graphs()
         except BaseException:
             self.close()
             raise
@@ -77,27 +81,28 @@ class TensorRtInstance:
         work = Batch(self._spec, batch, self._stats)
         if not work.requests:
             return
+        # Everything that copies go through is in use until the stream is done, also after an error.
+        held: list[Any] = []
         try:
+            calling_for(self._spec.name)
             checked(self._cuda.cudaSetDevice(self._device))
             gathered = {self._spec.inputs[position].name: work.parts(position) for position in work.present()}
             shapes = {name: self._full(name, shape) for name, (shape, _) in gathered.items()}
-            profile = choose(self._spec.name, self._signature, self._profiles, shapes)
+            asked = {name: self._asked(name, shapes[name], parts) for name, (_, parts) in gathered.items()}
+            profile = choose(self._spec.name, self._signature, self._profiles, asked)
             context = self._contexts[profile]
+            for name, (_, parts) in gathered.items():
+                held += self._passages[name].send(parts, self._stream, self._take_input)
             found = self._shape(context, shapes)
-            sizes = {slot.name: math.prod(found[slot.name]) * slot.datatype.size for slot in self._signature.outputs}
-            self._check_room(found, sizes)
-            # On the host what is on its way, and the answers; in use until the stream is done.
-            staged = [
-                self._passages[name].send(parts, self._stream, self._take_input)
-                for name, (_, parts) in gathered.items()
-            ]
+            self._make_room(found)
             work.input_end()
-            self._execute(context, (profile, tuple(shapes.values())))
+            found |= self._execute(context, (profile, tuple(shapes.values())))
             stays = work.staying()
-            answers = [self._answer(output.name, sizes[output.name], stays) for output in self._spec.outputs]
+            for output in self._spec.outputs:
+                held.append(self._answer(output.name, self._size(output.name, found[output.name]), stays))
             checked(self._cuda.cudaStreamSynchronize(self._stream))
-            del staged
             work.output_start()
+            answers = held[-len(self._spec.outputs) :]
             outputs = [
                 (output, found[output.name], answer) for output, answer in zip(self._spec.outputs, answers, strict=True)
             ]
@@ -117,23 +122,25 @@ class TensorRtInstance:
     def _answer(self, name: str, size: int, stays: frozenset[str]) -> Buffer:
         """What will be an output's bytes, or stand for them, once the stream is done."""
         passage = self._passages[name]
-        if name not in stays:
+        if name not in stays or isinstance(passage, Hosted):
             return passage.fetch(size, self._stream, self._take_output).data
         shelf = self._shelves.get(name)
-        if shelf is None:
+        if shelf is None or shelf.capacity < passage.capacity:
+            if shelf is not None:
+                shelf.close()
             shelf = self._shelves[name] = Shelf(self._cuda, passage.capacity)
         return as_buffer(passage.leave(size, self._stream, shelf, self._read))
 
     def close(self) -> None:
         self._cuda.cudaSetDevice(self._device)
-        for graph in self._graphs.values():
-            self._cuda.cudaGraphExecDestroy(graph)
-        self._graphs.clear()
+        if self._graphs is not None:
+            self._graphs.forget()
         # Contexts before the memory that they point to.
         self._contexts.clear()
         for passage in self._passages.values():
             passage.close()
         self._passages.clear()
+        self._measured.clear()
         for shelf in self._shelves.values():
             shelf.close()
         self._shelves.clear()
@@ -148,98 +155,117 @@ class TensorRtInstance:
         self._contexts[profile] = context
         checked(self._cuda.cudaStreamSynchronize(self._stream))
 
-    def _allocate(self) -> None:
+    def _allocate(self, trt: Any) -> None:
         """Room for the largest batch of any profile; addresses stay, which recorded graphs need."""
-        sizes = dict.fromkeys(self._slots, 0)
+        for slot in self._signature.hosted:
+            self._passages[slot.name] = Hosted(self._size(slot.name, slot.shape))
+            self._point(slot.name)
+        sizes = dict.fromkeys(self._slots.keys() - self._passages.keys(), 0)
+        unknown: set[str] = set()
         for profile, context in self._contexts.items():
-            shapes = {slot.name: slot.ranges[profile].most for slot in self._signature.inputs}
-            found = {**shapes, **self._shape(context, shapes)}
-            for name, shape in found.items():
-                sizes[name] = max(sizes[name], math.prod(shape) * self._slots[name].datatype.size)
+            largest = {slot.name: slot.ranges[profile].most for slot in self._signature.inputs if slot.name in sizes}
+            found = largest | self._shape(context, self._foreseen(profile))
+            unknown |= {name for name, shape in found.items() if -1 in shape}
+            sizes = {
+                name: size if name in unknown else max(size, self._size(name, found[name]))
+                for name, size in sizes.items()
+            }
         for name, size in sizes.items():
-            self._passages[name] = Passage(self._cuda, size, gpu(self._device))
-        for context in self._contexts.values():
-            for name, passage in self._passages.items():
-                if not context.set_tensor_address(name, passage.address):
-                    raise internal(f"unable to load model '{self._spec.name}', TensorRT refuses memory for '{name}'")
+            passage = self._passages[name] = Passage(self._cuda, size, gpu(self._device))
+            if name in unknown:
+                self._measured[name] = measure(trt, passage)
+            self._point(name)
 
-    def _check_room(self, found: dict[str, Shape], sizes: dict[str, int]) -> None:
-        """Raises InferError before TensorRT writes behind an output's memory: the largest inputs gave less."""
-        for name, size in sizes.items():
-            if size > self._passages[name].capacity:
-                raise unsupported(
-                    f"model '{self._spec.name}', output '{name}' has shape {list(found[name])}, larger than for the "
-                    "largest inputs of the engine's profiles, which is not supported",
-                    "build the network with outputs that grow with the inputs",
-                )
+    def _foreseen(self, profile: int) -> dict[str, Shape]:
+        """The largest inputs' shapes. With shape tensors those that the profile was tuned for, whose values are set:
+        of all that it takes they alone are sure to go together, and outputs get more memory when they need it.
+        """
+        if not self._signature.hosted:
+            return {slot.name: slot.ranges[profile].most for slot in self._signature.inputs}
+        shapes = {}
+        for slot in self._signature.inputs:
+            best = slot.ranges[profile].best
+            shapes[slot.name] = slot.shape if slot.shape_tensor else best
+            if slot.shape_tensor:
+                values = np.array(best, slot.datatype.numpy).tobytes()
+                self._passages[slot.name].send([values], self._stream, self._take_input)
+        return shapes
+
+    def _point(self, name: str) -> None:
+        """Tell all contexts where a tensor is."""
+        measured, address = self._measured.get(name), self._passages[name].address
+        for context in self._contexts.values():
+            told = (
+                context.set_tensor_address(name, address)
+                if measured is None
+                else context.set_output_allocator(name, measured)
+            )
+            if not told:
+                raise internal(f"model '{self._spec.name}', TensorRT refuses memory for '{name}'")
+
+    def _begin_graphs(self) -> None:
+        apart = [*self._measured, *[slot.name for slot in self._signature.hosted]]
+        if apart:
+            _LOG.warning(
+                "model '%s' is served without CUDA graphs: a recorded run would not see that '%s' has other sizes",
+                self._spec.name, apart[0],
+            )  # fmt: skip
+            return
+        self._graphs = Graphs(self._cuda, self._stream, self._spec.name, self._enqueue)
+
+    def _make_room(self, found: dict[str, Shape]) -> None:
+        """Outputs may be larger than those of the largest inputs; recorded graphs have the old addresses then."""
+        for name, shape in found.items():
+            passage = self._passages[name]
+            if name in self._measured or isinstance(passage, Hosted):
+                continue
+            if -1 in shape:
+                raise internal(f"model '{self._spec.name}', TensorRT does not tell the shape of output '{name}'")
+            if passage.reserve(self._size(name, shape)):
+                self._point(name)
+                if self._graphs is not None:
+                    self._graphs.forget()
+
+    def _size(self, name: str, shape: Shape) -> int:
+        return math.prod(shape) * self._slots[name].datatype.size
+
+    def _asked(self, name: str, shape: Shape, parts: Sequence[Buffer]) -> Shape:
+        """What profiles are chosen by: the shape, or a shape tensor's values."""
+        slot = self._slots[name]
+        if not slot.shape_tensor:
+            return shape
+        return tuple(np.frombuffer(b"".join([bytes(each) for each in parts]), slot.datatype.numpy).tolist())
 
     def _full(self, name: str, shape: Shape) -> Shape:
         # A scalar of the engine is one element to clients.
         return shape if self._slots[name].shape else ()
 
     def _shape(self, context: Any, shapes: dict[str, Shape]) -> dict[str, Shape]:
-        """Give `context` the inputs' shapes; those of the outputs."""
+        """Give `context` the inputs' shapes; those of the outputs, with -1 for what only the run tells."""
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
                 raise internal(f"model '{self._spec.name}', TensorRT refuses shape {list(shape)} for '{name}'")
-        return {slot.name: self._output_shape(context, slot) for slot in self._signature.outputs}
+        if self._signature.hosted and (missing := context.infer_shapes()):
+            raise internal(f"model '{self._spec.name}', TensorRT lacks what {', '.join(missing)} should tell")
+        return {slot.name: tuple(context.get_tensor_shape(slot.name)) for slot in self._signature.outputs}
 
-    def _output_shape(self, context: Any, slot: Slot) -> Shape:
-        shape = tuple(context.get_tensor_shape(slot.name))
-        if -1 in shape:
-            raise unsupported(
-                f"model '{self._spec.name}', the shape of output '{slot.name}' depends on the data, which is not "
-                "supported",
-                "build the network with outputs whose shapes follow from those of the inputs",
-            )
-        return shape
-
-    def _execute(self, context: Any, key: tuple[int, tuple[Shape, ...]]) -> None:
-        graph = self._graphs.get(key)
-        last = self._last.pop(key[0], None)
-        if graph is not None:
-            checked(self._cuda.cudaGraphLaunch(graph, self._stream))
-            return
-        # TensorRT prepares shapes in the first run after they change, which must not be recorded.
-        if self._graphing and last == key:
-            self._record(context, key)
-            return
-        self._enqueue(context)
-        self._last[key[0]] = key
+    def _execute(self, context: Any, key: tuple[int, tuple[Shape, ...]]) -> dict[str, Shape]:
+        """Begin the run; the shapes that it alone tells."""
+        for each in self._measured.values():
+            each.shape = None
+        if self._graphs is not None:
+            self._graphs.run(context, key)
+        else:
+            self._enqueue(context)
+        found = {}
+        for name, each in self._measured.items():
+            if each.shape is None:
+                raise internal(f"model '{self._spec.name}', TensorRT did not tell the shape of output '{name}'")
+            found[name] = each.shape
+        return found
 
     def _enqueue(self, context: Any) -> None:
         if not context.execute_async_v3(int(self._stream)):
-            raise internal(f"model '{self._spec.name}', TensorRT cannot run the batch (its log says why)")
-
-    def _record(self, context: Any, key: tuple[int, tuple[Shape, ...]]) -> None:
-        """Record the run as a graph and launch it; engines that cannot be recorded are run as ever from then on."""
-        cuda = self._cuda
-        # What was sent is on its way: only the run itself belongs to the graph.
-        checked(cuda.cudaStreamSynchronize(self._stream))
-        checked(cuda.cudaStreamBeginCapture(self._stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
-        recorded, made, why = False, None, "TensorRT's log says why"
-        try:
-            recorded = context.execute_async_v3(int(self._stream))
-        except Exception as error:  # noqa: BLE001  TensorRT's errors have no common base
-            why = str(error)
-        # A stream that went on recording would run nothing any more.
-        code, graph = cuda.cudaStreamEndCapture(self._stream)
-        if recorded and int(code):
-            why = f"cudaStreamEndCapture gave {code}"
-        elif recorded:
-            code, made = cuda.cudaGraphInstantiate(graph, 0)
-            why = f"cudaGraphInstantiate gave {code}"
-        if graph is not None:
-            cuda.cudaGraphDestroy(graph)
-        if not recorded or int(code):
-            self._graphing = False
-            _LOG.warning(
-                "model '%s' is served without CUDA graphs: its engine's run cannot be recorded (%s)",
-                self._spec.name, why,
-            )  # fmt: skip
-            self._enqueue(context)
-            return
-        if len(self._graphs) >= _MOST_GRAPHS:
-            cuda.cudaGraphExecDestroy(self._graphs.pop(next(iter(self._graphs))))
-        self._graphs[key] = made
-        checked(cuda.cudaGraphLaunch(made, self._stream))
+            raise internal(
+                f"model '{self._spec.name}', TensorRT cannot run the batch ({last_error() or 'its log says why'})"
+            )

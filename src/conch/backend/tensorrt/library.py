@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import threading
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,16 @@ _LOG: Final = logging.getLogger(__name__)
 _lock: Final = threading.Lock()
 #: Plugin libraries that the process holds; they stay.
 _plugins: Final[dict[str, Any]] = {}
+
+
+class _Told(threading.local):
+    """For which model this thread calls TensorRT, and the last error that it heard of meanwhile."""
+
+    model = ""
+    error = ""
+
+
+_told: Final = _Told()
 
 
 def tensorrt() -> Any:
@@ -69,7 +80,8 @@ def find_engine(directory: Path, filename: str, model: str) -> Path:
 def open_engine(path: Path, plan: EnginePlan, model: str) -> Any:
     """The `tensorrt.ICudaEngine` of a file, on the device that is current. Raises InferError."""
     trt = tensorrt()
-    logger = _logger(trt, model)
+    logger = _logger(trt)
+    calling_for(model)
     with _lock:
         for plugin in plan.plugins:
             _plugin(plugin)
@@ -80,7 +92,7 @@ def open_engine(path: Path, plan: EnginePlan, model: str) -> Any:
     if engine is None:
         raise internal(
             f"unable to load model '{model}', TensorRT {trt.__version__} cannot read '{path}': "
-            f"{logger.last or 'it gives no reason'}",
+            f"{last_error() or 'it gives no reason'}",
             "engines run on the TensorRT version and the GPU that they were built for; build it again here, or build "
             "it version-compatible and use --backend-config=tensorrt,version-compatible=true",
         )
@@ -98,19 +110,33 @@ def _plugin(path: str) -> None:
         ) from None
 
 
-def _logger(trt: Any, model: str) -> Any:
+def calling_for(model: str) -> None:
+    """What TensorRT says from now on in this thread, it says of `model`."""
+    _told.model, _told.error = model, ""
+
+
+def last_error() -> str:
+    """What TensorRT has last complained of since `calling_for`; empty if it has not."""
+    return _told.error
+
+
+@cache
+def _logger(trt: Any) -> Any:
+    """One for the process: plugins, and TensorRT itself, call the first that they were given for ever."""
+
     class Logger(trt.ILogger):  # type: ignore[misc]
-        """Writes to our log, and keeps the last error for who reports it."""
+        """Writes to our log."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.last = ""
 
         def log(self, severity: Any, message: str) -> None:
+            # TensorRT has threads of its own, too.
+            who = f"model '{_told.model}': " if _told.model else ""
             if severity.name in ("INTERNAL_ERROR", "ERROR"):
-                self.last = message
-                _LOG.error("model '%s': TensorRT: %s", model, message)
+                _told.error = message
+                _LOG.error("%sTensorRT: %s", who, message)
             elif severity.name == "WARNING":
-                _LOG.warning("model '%s': TensorRT: %s", model, message)
+                _LOG.warning("%sTensorRT: %s", who, message)
 
     return Logger()

@@ -1,10 +1,12 @@
-"""Memory on the device: what an instance's tensors pass through, and pieces for outputs that stay there."""
+"""Memory that an instance's tensors pass through, on the device or the host, and pieces for outputs that stay."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
+
+import numpy as np
 
 from conch.backend.joining import runs, stage
 from conch.backend.tensorrt.library import checked
@@ -14,16 +16,33 @@ from conch.types.tensor import Buffer
 
 #: Pieces that nobody uses are kept for the next outputs, so many of each size.
 _MOST_SPARE: Final = 4
+#: What cudaMalloc gives is aligned to so many bytes at least (CUDA programming guide, device memory accesses).
+_ALIGNED: Final = 256
 
 
 class Passage:
-    """`capacity` bytes on the device, at an address that stays. Not for more than one batch at a time."""
+    """`capacity` bytes on the device, at an address that stays unless more is reserved. Not for more than one batch at
+    a time."""
 
     def __init__(self, cuda: Any, capacity: int, place: Device) -> None:
         self._cuda = cuda
         self._place = place
-        self.capacity = max(1, capacity)
-        self.address = int(checked(cuda.cudaMalloc(self.capacity)))
+        self._piece = 0
+        self.capacity = 0
+        self.address = 0
+        self.reserve(capacity)
+
+    def reserve(self, size: int, alignment: int = _ALIGNED) -> bool:
+        """Have room for `size` bytes; whether the address is another one now. Nothing is to be in it."""
+        if 0 < self.capacity >= size and self.address % max(1, alignment) == 0:
+            return False
+        self.close()
+        size = max(1, size)
+        more = alignment if alignment > _ALIGNED else 0
+        self._piece = int(checked(self._cuda.cudaMalloc(size + more)))
+        self.capacity = size
+        self.address = self._piece + (-self._piece % alignment if more else 0)
+        return True
 
     def send(self, parts: Sequence[Buffer], stream: Any, take: Take) -> list[Staging]:
         """Begin to copy `parts`, one after another, to the device; what is returned is needed until that is done."""
@@ -60,9 +79,33 @@ class Passage:
         return OnDevice(self._place, piece.address, size, piece, read)
 
     def close(self) -> None:
-        if self.address:
-            self._cuda.cudaFree(self.address)
-        self.address = 0
+        if self._piece:
+            self._cuda.cudaFree(self._piece)
+        self._piece = self.address = self.capacity = 0
+
+
+class Hosted:
+    """`capacity` bytes on the host at an address that stays, which TensorRT reads and writes in the calls themselves.
+
+    It has the methods of `Passage`.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._memory = np.zeros(max(1, capacity), np.uint8)
+        self.address = self._memory.ctypes.data
+
+    def send(self, parts: Sequence[Buffer], stream: Any, take: Take) -> list[Staging]:
+        end = 0
+        for each in parts:
+            begin, end = end, end + len(each)
+            self._memory[begin:end] = np.frombuffer(bytes(each), np.uint8)
+        return []
+
+    def fetch(self, size: int, stream: Any, take: Take) -> Staging:
+        return self._memory[:size].copy()
+
+    def close(self) -> None:
+        """It goes with the last who refers to it."""
 
 
 class Shelf:
@@ -70,7 +113,7 @@ class Shelf:
 
     def __init__(self, cuda: Any, capacity: int) -> None:
         self._cuda = cuda
-        self._capacity = capacity
+        self.capacity = capacity
         #: No lock: the interpreter may give a piece back at any moment.
         self._spare: deque[int] = deque()
         self._closed = False
@@ -81,7 +124,7 @@ class Shelf:
         try:
             address = self._spare.pop()
         except IndexError:
-            address = int(checked(self._cuda.cudaMalloc(self._capacity)))
+            address = int(checked(self._cuda.cudaMalloc(self.capacity)))
         return Piece(self, address)
 
     def put_back(self, address: int) -> None:

@@ -27,7 +27,9 @@ def chosen_profiles(config: ModelConfig, instance: str, signature: Signature) ->
 
 
 def choose(model: str, signature: Signature, profiles: Sequence[int], shapes: Mapping[str, Shape]) -> int:
-    """Of `profiles` the one that was tuned for shapes nearest to these (Triton's rule). Raises InferError."""
+    """Of `profiles` the one that was tuned for shapes nearest to these (Triton's rule); of a shape tensor its values
+    count. Raises InferError.
+    """
     best, least = -1, -1
     for profile in profiles:
         ranges = {slot.name: slot.ranges[profile] for slot in signature.inputs}
@@ -53,9 +55,10 @@ def _none_fits(model: str, signature: Signature, profiles: Sequence[int], shapes
                 f"profile {profile}: {list(slot.ranges[profile].least)} to {list(slot.ranges[profile].most)}"
                 for profile in profiles
             )
+            what = "value" if slot.shape_tensor else "shape"
             return invalid(
-                f"model '{model}', tensor '{slot.name}': shape {list(shape)} is outside of what the engine was built "
+                f"model '{model}', tensor '{slot.name}': {what} {list(shape)} is outside of what the engine was built "
                 f"for ({spans})",
-                "send another shape, or build the engine with a wider profile",
+                f"send another {what}, or build the engine with a wider profile",
             )
     return invalid(f"model '{model}': no single profile of the instance takes all inputs of the request")

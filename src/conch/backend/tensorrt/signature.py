@@ -42,9 +42,14 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Slot(signature.Slot):
-    """`ranges` has one entry for each profile, for inputs alone."""
+    """`ranges` has one entry for each profile, for inputs alone: of shapes, or of values where it is a shape tensor.
+
+    A shape tensor's values are sizes of other tensors. TensorRT reads and writes a `hosted` tensor on the host.
+    """
 
     ranges: tuple[Range, ...] = ()
+    shape_tensor: bool = False
+    hosted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,10 @@ class Signature:
     def batchable(self) -> bool:
         return bool(self.inputs) and all(slot.batches for slot in (*self.inputs, *self.outputs))
 
+    @property
+    def hosted(self) -> tuple[Slot, ...]:
+        return tuple([slot for slot in (*self.inputs, *self.outputs) if slot.hosted])
+
     def max_batch(self, profiles: tuple[int, ...]) -> int:
         """The largest batch that every input has in one of `profiles`."""
         return max(min(slot.ranges[profile].most[0] for slot in self.inputs) for profile in profiles)
@@ -68,11 +77,6 @@ def read_signature(model: str, engine: Any) -> Signature:
     count = int(engine.num_optimization_profiles)
     for index in range(engine.num_io_tensors):
         name = engine.get_tensor_name(index)
-        if engine.is_shape_inference_io(name):
-            raise unsupported(
-                f"unable to load model '{model}', tensor '{name}' is a shape tensor, which is not supported",
-                "build the engine with shapes that follow from those of the other inputs",
-            )
         kind = engine.get_tensor_dtype(name).name
         if kind not in DATATYPES:
             raise unsupported(
@@ -87,9 +91,33 @@ def read_signature(model: str, engine: Any) -> Signature:
                 "build the engine with inputs and outputs in linear order (trtexec --inputIOFormats=fp32:chw)",
             )
         shape = tuple(engine.get_tensor_shape(name))
+        shape_tensor = bool(engine.is_shape_inference_io(name))
+        hosted = engine.get_tensor_location(name).name == "HOST"
+        if (shape_tensor and not hosted) or (hosted and -1 in shape):
+            raise unsupported(
+                f"unable to load model '{model}', tensor '{name}' is one that only some of the shape tensors of "
+                "TensorRT are: on the GPU, or of any size",
+                "build the engine with shape tensors of a fixed size, which are on the host",
+            )
         if engine.get_tensor_mode(name).name == "INPUT":
-            ranges = [Range(*map(tuple, engine.get_tensor_profile_shape(name, profile))) for profile in range(count)]
-            inputs.append(Slot(name, DATATYPES[kind], shape, tuple(ranges)))
+            ranges = [_range(model, engine, name, profile, values=shape_tensor) for profile in range(count)]
+            inputs.append(Slot(name, DATATYPES[kind], shape, tuple(ranges), shape_tensor, hosted))
         else:
-            outputs.append(Slot(name, DATATYPES[kind], shape))
+            outputs.append(Slot(name, DATATYPES[kind], shape, (), shape_tensor, hosted))
     return Signature(tuple(inputs), tuple(outputs), count)
+
+
+def _range(model: str, engine: Any, name: str, profile: int, *, values: bool) -> Range:
+    if not values:
+        return Range(*map(tuple, engine.get_tensor_profile_shape(name, profile)))
+    try:
+        found = engine.get_tensor_profile_values(profile, name)
+    except TypeError:
+        # In TensorRT 10 and 11 the number comes first, and their documentation has it second.
+        found = engine.get_tensor_profile_values(name, profile)
+    if len(found) != 3:
+        raise unsupported(
+            f"unable to load model '{model}', profile {profile} of the engine has no values for shape tensor '{name}'",
+            "build the engine with set_shape_input for it (trtexec --minShapes, --optShapes, --maxShapes)",
+        )
+    return Range(*map(tuple, found))

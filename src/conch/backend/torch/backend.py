@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from typing import Final
 
 from conch.backend.api import Host, LoadedModel, ModelFiles, Placement, ThreadInstance
 from conch.backend.complete import needs_file
 from conch.backend.counters import counters
-from conch.backend.portions import Portioned
+from conch.backend.portions import portioned
 from conch.backend.ragged import read_ragged
 from conch.backend.torch.complete import complete_config, says_too_little
 from conch.backend.torch.content import Artifact, Kind, find_artifact, keeps_state
@@ -122,7 +121,7 @@ class TorchModel:
         )  # fmt: skip
         if name != "cpu" or not self._cuts:
             return made
-        return Portioned(made, time.thread_time_ns if threads == 1 else time.monotonic_ns)
+        return portioned(made, alone=threads == 1)
 
     def device_tensors(self) -> tuple[frozenset[str], frozenset[str]]:
         """See `backend.api.Staying`: all but strings, and what `batch_output` cuts in its own way."""

@@ -12,7 +12,8 @@ from conch.types.tensor import Buffer
 
 
 class Carrier:
-    """Copies are only begun, on the stream that is current; what they read stays referred to until `release`.
+    """Copies are only begun, on the stream that is current; the host's memory that they read and write stays referred
+    to until `release`, whatever goes wrong meanwhile.
 
     `send` and `receive` give the host's memory that copies go through, `read` copies from the device for others.
     """
@@ -45,6 +46,7 @@ class Carrier:
             return tensor.cpu()
         tensor = tensor.contiguous()
         staging = self._receive(tensor.nbytes)
+        self._in_use.append(staging)
         host = self._torch.from_numpy(staging).view(tensor.dtype).reshape(tensor.shape)
         return host.copy_(tensor, non_blocking=True)
 

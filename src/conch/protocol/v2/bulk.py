@@ -62,7 +62,7 @@ def _read_input(given: Any) -> AskedInput:
     name, datatype, shape = members["name"], members["datatype"], members["shape"].as_list()
     if type(name) is not str or type(datatype) is not str or not {int}.issuperset(map(type, shape)):
         raise TypeError("no name, datatype and shape")
-    data = _pack(datatype, members["data"]) if "data" in members else msgspec.UNSET
+    data = pack(datatype, members["data"]) if "data" in members else msgspec.UNSET
     return AskedInput(name, datatype, tuple(shape), _text(members, "parameters"), data)
 
 
@@ -78,7 +78,8 @@ def _text(members: dict[str, Any], name: str) -> msgspec.Raw:
     return msgspec.Raw(members[name].mini) if name in members else NOTHING
 
 
-def _pack(datatype: str, data: Any) -> Any:
+def pack(datatype: str, data: Any) -> Any:
+    """simdjson's array as `Packed`; as a list where it holds no numbers. Raises what simdjson raises."""
     kind = _KINDS.get(datatype[:1])
     known = BY_NAME.get(datatype)
     if kind is None or known is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -95,11 +96,57 @@ def _corrupt(coding: str, reason: str) -> InferError:
     return invalid(f"failed to decompress the {coding} request body: {reason}")
 
 
+class Deflater:
+    """Compresses `parts`, one after the other, in steps; `pieces` are what becomes of them, `size` bytes."""
+
+    __slots__ = ("_machine", "_parts", "pieces", "size")
+
+    def __init__(self, parts: Sequence[Buffer], window: int, level: int = _LEVEL) -> None:
+        """`window` and `level` as zlib counts them."""
+        self._machine = zlib.compressobj(level, zlib.DEFLATED, window)
+        self._parts = deque([memoryview(part) for part in parts if len(part)])
+        self.pieces: list[bytes] = []
+        self.size = 0
+
+    def step(self, most: int) -> bool:
+        """Compress about `most` bytes more. True at the end."""
+        parts = self._parts
+        while parts and most > 0:
+            part = parts[0]
+            # zlib joins what it makes of one piece while it holds the GIL: little is given at a time.
+            self._keep(self._machine.compress(part[:_SLICE]))
+            most -= _SLICE
+            if len(part) > _SLICE:
+                parts[0] = part[_SLICE:]
+            else:
+                parts.popleft()
+        if parts:
+            return False
+        self._keep(self._machine.flush())
+        return True
+
+    def _keep(self, piece: bytes) -> None:
+        if piece:
+            self.pieces.append(piece)
+            self.size += len(piece)
+
+
+def compress(parts: Sequence[Buffer], window: int, level: int) -> list[bytes]:
+    """What a `Deflater` makes of little `parts`, at once."""
+    packer = zlib.compressobj(level, zlib.DEFLATED, window)
+    pieces = [piece for part in parts if (piece := packer.compress(part))]
+    pieces.append(packer.flush())
+    return pieces
+
+
 def deflate(coding: str, parts: Sequence[Buffer]) -> bytes:
-    """`parts`, one after the other, compressed."""
-    packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, _WINDOW[coding])
-    pieces = [packer.compress(part) for part in parts]
-    return b"".join([*pieces, packer.flush()])
+    """The body of an HTTP answer, compressed at once."""
+    return b"".join(compress(parts, _WINDOW[coding], _LEVEL))
+
+
+def deflater(coding: str, parts: Sequence[Buffer]) -> Deflater:
+    """For the body of an HTTP answer."""
+    return Deflater(parts, _WINDOW[coding])
 
 
 def coded_head(head: bytes, coding: str, size: int) -> bytes:

@@ -23,6 +23,7 @@ from conch.protocol.v2.head import Described, Input, Target, Wishes
 from conch.protocol.v2.layout import Layout, Pattern
 from conch.protocol.v2.lenient import parse
 from conch.protocol.v2.numbers import Reader
+from conch.protocol.v2.pieces import SLOW, is_heavy
 from conch.protocol.v2.place import Place
 from conch.types.dtype import BY_NAME, BYTES
 from conch.types.error import InferError, internal, invalid, unsupported
@@ -59,20 +60,26 @@ class JsonCodec:
         #: By what the core was told of a head, and how its answer is wanted.
         self._patterns: dict[Any, Pattern] = {}
 
+    def heavy_text(self, target: Target, body: Buffer) -> Buffer | None:
+        """The JSON of `body`, at least `SLOW` bytes, where `pieces.Reading` is to read it before it is decoded."""
+        size = target.json_size if target.json_size >= 0 else len(body)
+        text = body[:size]
+        return text if SLOW <= len(text) <= self._max and is_heavy(text) else None
+
     def decode_infer(
-        self, target: Target, body: Buffer, sink: ResponseSink, received_ns: int
+        self, target: Target, body: Buffer, sink: ResponseSink, received_ns: int, asked: Asked | None = None
     ) -> tuple[InferRequest, Pattern]:
-        """The request in `body`, and the pattern that encodes its answer.
+        """The request in `body`, and the pattern that encodes its answer. `asked`: its JSON, where that has been read.
 
         The request's data may be views of `body`. Raises InferError.
         """
         json_size = target.json_size
         if 0 < json_size < len(body):
-            ident, data, layout = self._decode_binary(target, bytes(body[:json_size]), body[json_size:])
+            ident, data, layout = self._decode_binary(target, bytes(body[:json_size]), body[json_size:], asked)
         elif json_size == 0:
             ident, data, layout = self._decode_raw(target, body)
         elif json_size < 0 or json_size == len(body):
-            ident, data, layout = self._decode_json(target, body, b"")
+            ident, data, layout = self._decode_json(target, body, b"", asked)
         else:
             raise invalid(f"inference header size should be in range (0, {len(body)}), got: {json_size}")
         pattern = layout.pattern
@@ -80,7 +87,9 @@ class JsonCodec:
             sink = pattern.delivery.before(sink, self._regions)
         return InferRequest(pattern.form, ident, data, sink, received_ns), pattern
 
-    def _decode_binary(self, target: Target, text: bytes, blobs: Buffer) -> tuple[str, tuple[Buffer, ...], Layout]:
+    def _decode_binary(
+        self, target: Target, text: bytes, blobs: Buffer, asked: Asked | None
+    ) -> tuple[str, tuple[Buffer, ...], Layout]:
         # The id is the first member of what the usual clients send, and the only one that changes.
         if text.startswith(b'{"id":"'):
             end = text.find(b'"', 7)
@@ -93,7 +102,7 @@ class JsonCodec:
         plain = not ident or _is_plain(ident)
         layout = self._layouts.get((target.name, target.scope, rest))
         if layout is None or layout.pattern.form.generation != self._plane.generation or not plain:
-            found, data, layout = self._decode_json(target, text, blobs)
+            found, data, layout = self._decode_json(target, text, blobs, asked)
             # Only where the text that was cut out really is the id is the rest the head.
             binary = layout.readers.count(None) == len(layout.readers) and layout.places is None
             if plain and binary and found == ident.decode() and len(text) <= MAX_INVENTED:
@@ -105,11 +114,14 @@ class JsonCodec:
             return ident.decode(), (blobs,), layout
         return ident.decode(), heads.order_data(_slices(layout.sizes, blobs), layout.pattern.form.order), layout
 
-    def _decode_json(self, target: Target, text: Buffer, blobs: Buffer) -> tuple[str, tuple[Buffer, ...], Layout]:
+    def _decode_json(
+        self, target: Target, text: Buffer, blobs: Buffer, asked: Asked | None
+    ) -> tuple[str, tuple[Buffer, ...], Layout]:
         if len(text) > self._max:
             raise heads.json_too_large(len(text), self._max)
         try:
-            asked = (self._bulk.read(text) if len(text) >= LARGE else None) or self._decode(text)
+            if asked is None:
+                asked = (self._bulk.read(text) if len(text) >= LARGE else None) or self._decode(text)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return self._decode_carefully(target, text, blobs)
         inputs = asked.inputs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, cast
 
 import msgspec
@@ -11,6 +11,7 @@ from conch.protocol.v2.delivery import Delivery
 from conch.protocol.v2.head import Wishes
 from conch.protocol.v2.numbers import Reader, Writer
 from conch.protocol.v2.place import Place
+from conch.protocol.v2.rendering import Rendering, is_heavy, write
 from conch.types.request import Parameter, RequestForm
 from conch.types.response import InferResponse
 from conch.types.tensor import Buffer, Tensor
@@ -34,7 +35,7 @@ class Template:
     and i+1 from the output number `places[i]`. `blobs` are the numbers of the outputs that follow as bytes.
     """
 
-    __slots__ = ("_constant", "_lead", "_pieces", "_places", "_size", "_writers", "blobs")
+    __slots__ = ("_constant", "_lead", "_pieces", "_places", "_size", "_writers", "blobs", "heavy")
 
     def __init__(self, lead: bytes, outputs: Sequence[Tensor], wishes: Wishes) -> None:
         self._lead = lead
@@ -42,6 +43,8 @@ class Template:
         self._places: list[int] = []
         self._size = 0
         self.blobs: list[int] = []
+        #: The text is to be written in steps.
+        self.heavy = False
         pieces = [b',"outputs":[']
         for place, tensor in enumerate(outputs):
             described = _encode({"name": tensor.name, "datatype": tensor.datatype.name, "shape": tensor.shape})
@@ -56,6 +59,7 @@ class Template:
                     self.blobs.append(place)
             else:
                 self._writers.append(Writer(tensor.datatype, size))
+                self.heavy = self.heavy or is_heavy(tensor.datatype, size)
                 self._places.append(place)
                 pieces[-1] += b',"data":'
                 pieces.append(b"}")
@@ -73,9 +77,7 @@ class Template:
         """
         if self._constant is not None and not id and not parameters:
             return self._constant
-        text = b'{"id":' + _encode(id) + b"," + self._lead if id else b"{" + self._lead
-        if parameters:
-            text += b',"parameters":' + _encode(parameters)
+        text = self._begin(id, parameters)
         if len(self._writers) == 1:
             before, after = self._pieces
             return self._finish(b"".join((text, before, self._writers[0].write(outputs[self._places[0]].data), after)))
@@ -85,10 +87,23 @@ class Template:
             parts.append(piece)
         return self._finish(b"".join(parts))
 
+    def write(self, id: str, parameters: dict[str, Parameter] | None, outputs: Sequence[Tensor]) -> Iterator[bytes]:
+        """The JSON of `render`, in pieces."""
+        yield self._begin(id, parameters) + self._pieces[0]
+        for place, piece in zip(self._places, self._pieces[1:], strict=True):
+            yield from write(outputs[place].datatype, outputs[place].data)
+            yield piece
+
+    def head(self, size: int) -> bytes:
+        """The HTTP head of an answer whose JSON has `size` bytes."""
+        return _BINARY_HEAD % (size, size + self._size) if self.blobs else _JSON_HEAD % size
+
+    def _begin(self, id: str, parameters: dict[str, Parameter] | None) -> bytes:
+        text = b'{"id":' + _encode(id) + b"," + self._lead if id else b"{" + self._lead
+        return text + b',"parameters":' + _encode(parameters) if parameters else text
+
     def _finish(self, text: bytes) -> tuple[bytes, bytes]:
-        if self.blobs:
-            return _BINARY_HEAD % (len(text), len(text) + self._size), text
-        return _JSON_HEAD % len(text), text
+        return self.head(len(text)), text
 
 
 class Pattern:
@@ -111,8 +126,9 @@ class Pattern:
             found = form.memo[self] = Pattern(form, self._wishes, self.delivery)
         return cast("Pattern", found)
 
-    def encode(self, id: str, response: InferResponse) -> tuple[bytes, list[Buffer]]:
-        """The response's HTTP head without the closing empty line, and its body: JSON, then the blobs.
+    def encode(self, id: str, response: InferResponse) -> tuple[bytes, list[Buffer]] | Rendering:
+        """The response's HTTP head without the closing empty line, and its body: JSON, then the blobs. What would take
+        long is only begun.
 
         Raises InferError where an output cannot be sent as the client asked.
         """
@@ -128,8 +144,19 @@ class Pattern:
             if len(self._templates) >= MAX_TEMPLATES:
                 self._templates.clear()
             template = self._templates[key] = Template(self._lead, outputs, self._wishes)
+        if template.heavy:
+            return _rendering(template, id, response)
         head, text = template.render(id, response.parameters, outputs)
         return head, [text, *[outputs[place].data for place in template.blobs]]
+
+
+def _rendering(template: Template, id: str, response: InferResponse) -> Rendering:
+    outputs = response.outputs
+
+    def finish(text: list[bytes]) -> tuple[bytes, list[Buffer]]:
+        return template.head(sum(map(len, text))), [*text, *[outputs[place].data for place in template.blobs]]
+
+    return Rendering(template.write(id, response.parameters, outputs), finish)
 
 
 class Layout:

@@ -6,7 +6,7 @@ import base64
 import math
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, Final
 
@@ -79,7 +79,8 @@ class Reader:
     def read(self, data: list[Any] | Packed) -> bytes:
         """`data` may be flat or nested in any way; its scalars are taken in order."""
         if isinstance(data, Packed):
-            self._check_count(data.count)
+            if self._datatype is not BYTES:
+                self._check_count(data.count)
             return data.raw
         if self._kinds.issuperset(map(type, data)):
             try:
@@ -221,7 +222,7 @@ class Writer:
 
     def write(self, data: Buffer) -> bytes:
         if self._unpack is None:
-            return _write_strings(data)
+            return write_strings(split_bytes(data))
         if self._dtype is not None:
             numbers = np.frombuffer(data, self._dtype)
             text = orjson.dumps(numbers.astype(self._wide), None, orjson.OPT_SERIALIZE_NUMPY)
@@ -249,8 +250,8 @@ def _name_specials(text: bytes, numbers: tuple[float, ...]) -> bytes:
     return b"".join([piece for pair in zip(pieces, [*names, b""], strict=True) for piece in pair])
 
 
-def _write_strings(data: Buffer) -> bytes:
-    elements = split_bytes(data)
+def write_strings(elements: Sequence[bytes]) -> bytes:
+    """The JSON array of BYTES elements."""
     try:
         return orjson.dumps([element.decode() for element in elements])
     except UnicodeDecodeError:
