@@ -35,7 +35,7 @@ test: $(INSTALLED) tools lint ## everything, as in CI
 test-gpu: $(INSTALLED) ## the tests that need an NVIDIA GPU, with the frameworks for it; says so where there is none
 	@FRAMEWORKS=install sh .ci/test-gpu.sh $(VENV)
 
-bench: $(INSTALLED) ## Conch beside the real Triton, about 18 minutes (ARGS=--quick: five)
+bench: $(INSTALLED) ## Conch beside the real Triton, half an hour (ARGS=--quick: five minutes)
 	bench/triton/setup.sh
 	$(BIN)/python bench/compare.py $(ARGS)
 

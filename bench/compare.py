@@ -127,13 +127,13 @@ def _measure(
 
 
 def _attempt(workload: Workload, server: Server, driver: Driver, seconds: float, failures: list[str]) -> Sample | None:
-    """Two tries; every failure is kept."""
-    for attempt in ("first try", "second try"):
+    """Four tries, since perf_analyzer does not always end when it has been answered; every failure is kept."""
+    for number, attempt in enumerate(("first try", "second try", "third try", "fourth try")):
         try:
             return driver.run(workload, server, seconds)
         except (FigureError, ServerError, OSError) as error:
             failures.append(f"{server.name}, {attempt}: {str(error).partition(chr(10))[0]}")
-            server.revive()
+            server.revive(anyway=number > 0)
     return None
 
 

@@ -262,12 +262,13 @@ def _h2load(workload: Workload, server: Server, seconds: float) -> Load:
 
 
 def _call(command: Sequence[str], seconds: float) -> str:
+    patience = seconds * 3 + 15
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=seconds * 4 + 20, stdin=subprocess.DEVNULL, check=False
+            command, capture_output=True, text=True, timeout=patience, stdin=subprocess.DEVNULL, check=False
         )
     except subprocess.TimeoutExpired:
-        raise FigureError(f"{Path(command[0]).name} hung: no result after {seconds * 4 + 20:g} s") from None
+        raise FigureError(f"{Path(command[0]).name} hung: no result after {patience:g} s") from None
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip().splitlines()
         raise FigureError(f"{Path(command[0]).name} left with {done.returncode}: {' / '.join(said[-3:])}")

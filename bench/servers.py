@@ -88,9 +88,9 @@ class Server:
         if code is not None:
             raise ServerError(f"{self.name} left with exit code {code}\n{self._tail()}")
 
-    def revive(self) -> None:
-        """Start the server anew if it is gone. Raises ServerError when that does not work."""
-        if self.process.poll() is not None:
+    def revive(self, *, anyway: bool = False) -> None:
+        """Start the server anew if it is gone, or `anyway`. Raises ServerError when that does not work."""
+        if anyway or self.process.poll() is not None:
             self._kill()
             self.__init__(*self._again)  # type: ignore[misc]
 

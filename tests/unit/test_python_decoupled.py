@@ -316,6 +316,24 @@ def test_cancellation_is_seen_after_execute(tmp_path: Path) -> None:
         until(lambda: model.stats.failures[Reason.CANCELED] == 2 and model.stats.responses[0].cancel.count == 2)
 
 
+def test_what_has_been_answered_was_not_cancelled(tmp_path: Path) -> None:
+    """However long after the final response a model asks, by the sender or by the request; the next one tells."""
+    more = """
+    seen = False
+    """
+    execute = """
+        for request in requests:
+            sender = request.get_response_sender()
+            sender.send(answer(np.full((1, 1), self.seen, np.float32)), 1)
+            time.sleep(0.05)
+            self.seen = self.seen or sender.is_cancelled() or request.is_cancelled()
+    """
+    with served(tmp_path, model_source(execute, more), SPEC) as model:
+        settle(model, small(model))
+        (after,) = settle(model, small(model))
+        assert values(after) == [0.0]
+
+
 @pytest.mark.slow
 def test_a_client_that_does_not_read_holds_its_own_sender_up(tmp_path: Path) -> None:
     """The responses under way are bounded; another request of the same model is answered meanwhile."""

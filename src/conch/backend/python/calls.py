@@ -98,7 +98,10 @@ class Cancellation:
         self._known = False
         self._asked_ns = 0
 
-    def ask(self, calls: Calls, sequence: int, index: int) -> bool:
+    def ask(self, calls: Calls, sequence: int, index: int, *, answered: bool = False) -> bool:
+        """Once it is `answered` nobody waits for it either: what was known before stands."""
+        if answered:
+            return self._known
         now = time.monotonic_ns()
         if not self._known and now - self._asked_ns > _FRESH_NS:
             self._known = calls.cancelled(sequence, index)

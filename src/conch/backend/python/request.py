@@ -104,6 +104,12 @@ class Batch:
         ]
         return self.streams
 
+    def turned(self, index: int) -> Turn | Stream | None:
+        """Whose turn it is to answer; None for what `execute` returns."""
+        if self.streams is not None:
+            return self.streams[index]
+        return None if self.turns is None else self.turns.get(index)
+
     def turn(self, index: int) -> Turn | Stream:
         if self.streams is not None:
             return self.streams[index]
@@ -218,10 +224,12 @@ class InferenceRequest:
         return InferenceTrace._of(context, batch.sequence, self._index)
 
     def is_cancelled(self) -> bool:
-        """Whether nobody waits for the answer any more."""
+        """Whether nobody waits for the answer any more. What has been answered was not cancelled."""
         batch = self._batch
         if batch is None:
             return False
+        if (turn := batch.turned(self._index)) is not None:
+            return turn.is_cancelled()
         try:
             cancellation = self._cancellation
         except AttributeError:

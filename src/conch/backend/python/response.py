@@ -84,6 +84,10 @@ class Turn:
         if response is not None:
             self.answer(response)
 
+    def is_cancelled(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+        return self.cancellation.ask(self.calls, self.sequence, self.index, answered=self.sent)
+
     def answer(self, response: InferenceResponse) -> None:
         entry, parts = describe(response, self.wanted)
         self.sent = True
@@ -125,9 +129,8 @@ class InferenceResponseSender:
         self._turn.send(response, bool(flags))
 
     def is_cancelled(self) -> bool:
-        """Whether nobody waits for the answer any more."""
-        turn = self._turn
-        return turn.cancellation.ask(turn.calls, turn.sequence, turn.index)
+        """Whether nobody waits for the answer any more. What has been answered was not cancelled."""
+        return self._turn.is_cancelled()
 
 
 def describe(response: InferenceResponse, wanted: frozenset[str]) -> tuple[dict[str, Any], list[Readable]]:

@@ -49,6 +49,10 @@ class Stream:
             self.closed = False
             raise TritonModelException(f"Unable to send response. It needs {size} bytes of memory: {error}") from error
 
+    def is_cancelled(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+        return self.cancellation.ask(self.calls, self.sequence, self.index, answered=self.closed)
+
     def fail(self, text: str) -> None:
         """The final answer, if there was none yet, is this error."""
         if not self.closed:
@@ -89,6 +93,9 @@ class Single(Stream):
             super().send(response, True)
             self._sent = True
         self.closed = last
+
+    def is_cancelled(self) -> bool:
+        return self.cancellation.ask(self.calls, self.sequence, self.index, answered=self._sent)
 
     def fail(self, text: str) -> None:
         if not self._sent:
