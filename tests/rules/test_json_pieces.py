@@ -53,6 +53,18 @@ def meant(text: bytes) -> list[bytes]:
     return found
 
 
+@pytest.mark.parametrize("little", [[[1, 2]], [{}], [None], [["a"]], [7], []])
+def test_a_long_array_is_read_beside_any_little_one(little: list[Any]) -> None:
+    """What is left to the usual parser may hold one element of any kind."""
+    inputs = [
+        {"name": "little", "datatype": "INT32", "shape": [1, 2], "data": little},
+        {"name": "long", "datatype": "INT32", "shape": [40], "data": list(range(40))},
+    ]
+    asked = read(json.dumps({"inputs": inputs}).encode())
+    assert asked is not None
+    assert [each.data for each in asked.inputs] == [little, Packed(np.arange(40, dtype=np.int32).tobytes(), 40)]
+
+
 @given(st.sampled_from(["FP32", "FP64", "INT32", "BF16"]), nested(NUMBERS), st.integers(8, 64), st.sampled_from([0, 2]))
 def test_numbers_in_pieces_are_the_numbers_of_the_whole(datatype: str, data: Any, size: int, indent: int) -> None:
     """However they are nested and spaced, and NaN among them; what does not fit its type is never taken."""

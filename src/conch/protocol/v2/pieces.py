@@ -70,7 +70,12 @@ def _read(text: memoryview, size: int) -> Generator[None, None, Asked | None]:
         asked = _decode(_without(text, arrays))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    marked = {each.data[0]: each for each in asked.inputs if type(each.data) is list and len(each.data) == 1}
+    # What was left alone may hold an element of any kind.
+    marked = {
+        each.data[0]: each
+        for each in asked.inputs
+        if type(each.data) is list and len(each.data) == 1 and type(each.data[0]) is str
+    }
     owners = [marked.get(_mark(number)) for number in range(len(arrays))]
     for array, owner in zip(arrays, owners, strict=True):
         if owner is None:
